@@ -18,3 +18,36 @@ venv: ## the pinned tools, in the cache, linked as .venv
 .PHONY: lock
 lock: ## renew requirements/dev.txt from dev.in
 	@tests/tools/lock "$(PYTHON)"
+
+.PHONY: collection
+collection: venv ## build and install the collection into build/collections
+	@tests/tools/collection
+
+.PHONY: demo
+demo: venv ## a GPU node in a container, provisioned and proven (KUBELET=embedded|real)
+	@tests/tools/demo up
+
+.PHONY: demo-verify
+demo-verify: venv ## verify the demo's node again
+	@tests/tools/demo verify
+
+.PHONY: demo-down
+demo-down: ## remove the demo's node
+	@tests/tools/demo down
+
+.PHONY: test
+test: venv ## every layer of tests; LAYERS="unit plugin" for some
+	@tests/testbed/testbed engine
+	@tests/tools/layers $(LAYERS)
+
+.PHONY: lint
+lint: venv ## ruff, mypy, ansible-lint, yamllint, shellcheck
+	@tests/tools/lint
+
+.PHONY: bench
+bench: venv ## measure the plugin; prints a table, writes build/bench/*.json
+	@python tests/bench/plugin_bench.py
+
+.PHONY: clean
+clean: ## remove what was built in this checkout (caches outside stay)
+	rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
