@@ -6,7 +6,7 @@ manifests work unchanged; ours are marked "ours". Order: command line, environme
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ENVVAR = "envvar"
 VOLUME_MOUNTS = "volume-mounts"
@@ -25,6 +25,8 @@ class SharedResource:
     rename: str | None = None
     devices: str | int | tuple[str | int, ...] = "all"
     """``all``, a count, or a list of indices, ``0:1`` MIG indices and UUIDs."""
+    where: str = field(default="", compare=False)
+    """``file:line`` it was written at, for problems that only the hardware shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class ResourceRule:
 
     pattern: str
     name: str
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class HostDeviceRule:
     count: int = 1
     """How many containers may hold each at once."""
     permissions: str = "rw"
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +138,5 @@ class Settings:
     events: bool = False
     rescan_seconds: float = 10.0
     config_file: str = ""
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """What was accepted and has no effect here (the peer's keys we have no use for): log each once at start."""

@@ -66,7 +66,7 @@ class Gpu:
     mig_enabled: bool = False
     slices: tuple[MigSlice, ...] = ()
     paths: tuple[str, ...] = ()
-    """Host paths of its own device nodes: ``/dev/nvidia3``."""
+    """Its own device nodes, ``/dev/nvidia3``, as seen below the device root (:mod:`respond` puts the root before it)."""
     fault: str | None = None
     """Why it can't be used although it is there (lost, unreadable, ...); it stays listed, Unhealthy."""
 
@@ -133,7 +133,8 @@ class Device:
     replica: int | None = None
     """None when the device is not shared."""
     paths: tuple[str, ...] = ()
-    """Host paths of device nodes that are its own (control nodes are added by the answer)."""
+    """Device nodes that are its own (control nodes are added by the answer): below the device root for GPUs and slices,
+    host paths for host devices."""
     permissions: str = "rw"
     numa_node: int | None = None
     memory_bytes: int = 0
@@ -163,3 +164,7 @@ class Plan:
 
     resources: tuple[ResourcePlan, ...] = ()
     problems: tuple[str, ...] = field(default=())
+    """What is wrong with the node; the rest is offered all the same."""
+    errors: tuple[str, ...] = field(default=())
+    """Settings that this node can't honour (a sharing entry that matches nothing, too many replicas, a bad name).
+    At start: serve what is right, not ready, say why. After an edit of the file: refuse it and keep the old settings."""
