@@ -1,0 +1,481 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The gpuops developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kubelet_feature_gate
+short_description: Set or clear a feature gate of the kubelet wherever it is named
+version_added: 0.1.0
+description:
+  - Finds a feature gate in every place a kubelet reads it from and changes only that, so that order, comments and other gates stay.
+  - Places are flags in systemd units, drop-ins and environment files, C(KubeletConfiguration) files in YAML and JSON,
+    C(--config-dir) drop-ins, the C(kubelet-arg) lists of k3s and rke2, the args file of MicroK8s and the units and worker profiles of k0s.
+  - For C(DevicePlugins) it knows from the kubelet's version whether the gate is needed (1.8 and 1.9), harmless (1.10 to 1.25),
+    locked (1.26 and 1.27) or stops the kubelet (1.28 and later).
+  - The kubelet is restarted only with O(restart=true), once, and only if something changed. When it does not come up again the old files are
+    put back, the kubelet is restarted with them, and the module fails with the last lines of its log.
+extends_documentation_fragment:
+  - gpuops.k8s.attributes
+  - gpuops.k8s.attributes.change_module
+options:
+  name:
+    description:
+      - The feature gate.
+    type: str
+    default: DevicePlugins
+  state:
+    description:
+      - V(auto) decides by the table of kubelet versions and works for C(DevicePlugins) alone.
+      - V(present) sees to it that the gate is on.
+      - V(absent) removes every mention of it.
+    type: str
+    choices: [auto, present, absent]
+    default: auto
+  kubelet_version:
+    description:
+      - Version of the kubelet, such as V(1.20). Asked from the kubelet's program if it is not given.
+    type: str
+  target_version:
+    description:
+      - Version to which the node will be upgraded. A mention of the gate that this version would not bear is removed beforehand.
+    type: str
+  distribution:
+    description:
+      - The Kubernetes distribution, which decides on places and on the service. V(auto) looks through the places of all of them.
+    type: str
+    choices: [auto, kubeadm, kubespray, k3s, rke2, microk8s, k0s]
+    default: auto
+  files:
+    description:
+      - More files to look through. Their kind is told from their content.
+    type: list
+    elements: path
+    default: []
+  service:
+    description:
+      - The systemd service of the kubelet. Found from the distribution if it is not given.
+    type: str
+  restart:
+    description:
+      - Whether to restart the service after a change, wait for its healthz and roll back when it fails.
+      - A service that is stopped stays stopped.
+    type: bool
+    default: false
+  healthz_url:
+    description:
+      - Where the kubelet answers when it is well. Taken from C(healthzPort) of its configuration if it is not given.
+    type: str
+  timeout:
+    description:
+      - Seconds to wait for the kubelet after a restart.
+    type: int
+    default: 60
+  backup:
+    description:
+      - Whether to keep a copy of each changed file beside it.
+    type: bool
+    default: true
+seealso:
+  - module: gpuops.k8s.device_plugin_info
+author:
+  - The gpuops developers (@gpuops)
+"""
+
+EXAMPLES = r"""
+- name: Let the kubelet offer device plugins, whatever its version
+  gpuops.k8s.kubelet_feature_gate:
+    restart: true
+
+- name: Before an upgrade to 1.28, take the gate away that would stop the new kubelet
+  gpuops.k8s.kubelet_feature_gate:
+    target_version: "1.28"
+    restart: true
+
+- name: Only say where the gate is named
+  gpuops.k8s.kubelet_feature_gate:
+    state: absent
+  check_mode: true
+  register: gate
+"""
+
+RETURN = r"""
+required:
+  description: Whether the gate was V(needed), a V(leftover) to remove, or V(none) of both.
+  returned: always
+  type: str
+  sample: leftover
+reason:
+  description: Why, in words.
+  returned: always
+  type: str
+  sample: kubelet 1.28 does not start with DevicePlugins
+kubelet_version:
+  description: Version of the kubelet that decided.
+  returned: always
+  type: str
+  sample: "1.20"
+effective:
+  description: The value that won before the change. None when no place names the gate.
+  returned: always
+  type: bool
+  sample: false
+places:
+  description: Where the gate was named before the change.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    file:
+      description: The file.
+      type: str
+      sample: /etc/default/kubelet
+    line:
+      description: Line number, from 1.
+      type: int
+      sample: 1
+    kind:
+      description: V(env), V(unit), V(args), V(kubelet-arg) or V(config).
+      type: str
+      sample: env
+    value:
+      description: The value as written.
+      type: str
+      sample: "false"
+    used:
+      description: Whether the kubelet reads this file now.
+      type: bool
+      sample: true
+files:
+  description: Files that were changed, or would be in check mode.
+  returned: always
+  type: list
+  elements: str
+  sample: [/etc/default/kubelet]
+backup_files:
+  description: Copies of the changed files.
+  returned: always
+  type: list
+  elements: str
+  sample: ["/etc/default/kubelet.4242.2026-11-23@06:30:00~"]
+notes:
+  description: What else to know, such as a file that another program rewrites.
+  returned: always
+  type: list
+  elements: str
+  sample: ["/var/lib/kubelet/config.yaml: kubeadm upgrade rewrites it from the ConfigMap kube-system/kubelet-config; change that too"]
+service:
+  description: The service that reads these files.
+  returned: always
+  type: str
+  sample: kubelet
+restart_required:
+  description: Whether the service still has to be restarted.
+  returned: always
+  type: bool
+  sample: false
+restarted:
+  description: Whether the service was restarted.
+  returned: always
+  type: bool
+  sample: true
+before:
+  description: The changed files as they were.
+  returned: always
+  type: dict
+  sample: {"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=false\n"}
+after:
+  description: The changed files as they are now.
+  returned: always
+  type: dict
+  sample: {"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=true\n"}
+"""
+
+import os
+import re
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_places as places_of
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_table as table
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as text_of
+
+ARGUMENTS = {
+    "name": {"type": "str", "default": "DevicePlugins"},
+    "state": {"type": "str", "choices": ["auto", "present", "absent"], "default": "auto"},
+    "kubelet_version": {"type": "str"},
+    "target_version": {"type": "str"},
+    "distribution": {
+        "type": "str",
+        "choices": ["auto", "kubeadm", "kubespray", "k3s", "rke2", "microk8s", "k0s"],
+        "default": "auto",
+    },
+    "files": {"type": "list", "elements": "path", "default": []},
+    "service": {"type": "str"},
+    "restart": {"type": "bool", "default": False},
+    "healthz_url": {"type": "str"},
+    "timeout": {"type": "int", "default": 60},
+    "backup": {"type": "bool", "default": True},
+}
+
+VERSION_COMMANDS = {
+    "kubeadm": (["kubelet", "--version"],),
+    "kubespray": (["kubelet", "--version"], ["/usr/local/bin/kubelet", "--version"]),
+    "k3s": (["k3s", "--version"], ["/usr/local/bin/k3s", "--version"]),
+    "rke2": (["rke2", "--version"], ["/usr/local/bin/rke2", "--version"]),
+    "microk8s": (["/snap/microk8s/current/kubectl", "version", "--client"],),
+    "k0s": (["k0s", "version"], ["/usr/local/bin/k0s", "version"]),
+}
+
+
+def detect_version(module, distribution):
+    """The kubelet's version by its own word; fails the module when nothing answers."""
+    for command in VERSION_COMMANDS[distribution]:
+        if not os.path.isabs(command[0]):
+            path = module.get_bin_path(command[0])
+            if path is None:
+                continue
+            command = [path] + command[1:]
+        elif not os.path.exists(command[0]):
+            continue
+        rc, out, dummy = module.run_command(command)
+        if rc == 0:
+            return table.parse_version(out)
+    return module.fail_json(
+        msg="no kubelet of {0} found on PATH; install it first, or give kubelet_version".format(distribution)
+    )
+
+
+def survey(root, places, gate):
+    """(texts by path, mentions, value that wins) over all places."""
+    texts, mentions, effective = {}, [], None
+    for place in sorted(places, key=lambda place: place.strength):
+        texts[place.path] = places_of.read_text(root, place.path) or ""
+        for entry in text_of.find(texts[place.path], gate, place.kind):
+            mentions.append((place, entry))
+            if place.used and entry.value is not None:
+                effective = entry.value
+            elif place.used and place.strength == 1:
+                effective = None  # null in a drop-in deletes the key
+    return texts, mentions, effective
+
+
+def plan_edits(decision, gate, places, texts, mentions, distribution):
+    """{path: new text} for a decision. Pure."""
+    edits = {}
+    named = list(dict.fromkeys(place for place, dummy in mentions))
+    if decision.action == table.REMOVE:
+        for place in named:
+            edits[place.path] = text_of.remove(texts[place.path], gate, place.kind)
+    elif decision.action == table.SET:
+        used = [place for place in named if place.used]
+        for place in used:
+            edits[place.path] = text_of.set_true(texts[place.path], gate, place.kind)
+        if not used:
+            place = places_of.place_to_add(places, texts, distribution)
+            edits[place.path] = text_of.add(texts.get(place.path, ""), gate, place.kind)
+    return {path: text for path, text in edits.items() if text != texts.get(path)}
+
+
+def write_file(module, path, text):
+    """Replaces a file at once, with the owner and mode it had."""
+    temporary = "{0}.gpuops-{1}".format(path, os.getpid())
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        os.makedirs(directory)
+    mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o644
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        stream.write(text)
+    os.chmod(temporary, mode)
+    module.atomic_move(temporary, path)
+
+
+class Service:
+    """The systemd service that runs the kubelet."""
+
+    def __init__(self, module, unit, healthz_url, timeout):
+        self.module = module
+        self.unit = unit
+        self.healthz_url = healthz_url
+        self.timeout = timeout
+        self.systemctl = module.get_bin_path("systemctl", required=True)
+
+    def active_state(self):
+        """ActiveState of the unit, as systemd says it."""
+        command = [self.systemctl, "show", self.unit, "--property=ActiveState", "--value"]
+        return self.module.run_command(command)[1].strip()
+
+    def restart(self, reload_units):
+        """Restarts; None when healthz answered in time, else what is wrong."""
+        if reload_units:
+            self.module.run_command([self.systemctl, "daemon-reload"])
+        self.module.run_command([self.systemctl, "reset-failed", self.unit])
+        rc, dummy, err = self.module.run_command([self.systemctl, "restart", self.unit])
+        if rc != 0:
+            return "systemctl restart {0}: {1}".format(self.unit, err.strip())
+        return self.wait()
+
+    def wait(self):
+        """None when the kubelet answers ``ok``, else why not. Monotonic clock."""
+        deadline = time.monotonic() + self.timeout
+        problem = "no answer"
+        while time.monotonic() < deadline:
+            problem = healthz_problem(self.healthz_url)
+            if problem is None and self.active_state() == "active":
+                return None
+            if self.active_state() == "failed":
+                return "{0} failed".format(self.unit)
+            time.sleep(0.2)
+        return "{0} is not well after {1} s: {2}: {3}".format(
+            self.unit, self.timeout, self.healthz_url, problem
+        )
+
+    def log_tail(self):
+        """The last lines the service wrote."""
+        journal = self.module.get_bin_path("journalctl")
+        if journal is None:
+            return ""
+        return self.module.run_command([journal, "-u", self.unit, "-n", "12", "--no-pager", "-o", "cat"])[
+            1
+        ].strip()
+
+
+def healthz_problem(url):
+    """None when the address answers 200, else why not."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as answer:
+            return None if answer.status == 200 else "status {0}".format(answer.status)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+
+
+def healthz_url(texts):
+    """The kubelet's address for probes, from healthzPort and healthzBindAddress where a configuration says them."""
+    port, address = "10248", "127.0.0.1"
+    for text in texts.values():
+        found = re.search(r"(?m)^\s*[\"']?healthzPort[\"']?\s*:\s*(\d+)", text) or re.search(
+            r"--healthz-port[= ](\d+)", text
+        )
+        port = found.group(1) if found else port
+        found = re.search(r"(?m)^\s*[\"']?healthzBindAddress[\"']?\s*:\s*[\"']?([\d.]+)", text)
+        address = found.group(1) if found and found.group(1) != "0.0.0.0" else address
+    return "http://{0}:{1}/healthz".format(address, port)
+
+
+def apply_edits(module, edits, before, service, result):
+    """Writes, restarts if asked, and puts everything back when the kubelet does not come up."""
+    created = [path for path in edits if not os.path.exists(path)]
+    for path in edits:
+        if module.params["backup"] and path not in created:
+            result["backup_files"].append(module.backup_local(path))
+        write_file(module, path, edits[path])
+    result["changed"] = True
+    result["restart_required"] = True
+    if not module.params["restart"]:
+        return
+    was = service.active_state()
+    if was in ("inactive", ""):
+        result["restart_required"] = False
+        result["notes"].append("{0} is stopped and was left so".format(service.unit))
+        return
+    reload_units = any("/systemd/" in path for path in edits)
+    problem = service.restart(reload_units)
+    if problem is None:
+        result["restarted"] = True
+        result["restart_required"] = False
+        return
+    tail = service.log_tail()
+    for path in edits:
+        if path in created:
+            os.unlink(path)
+        else:
+            write_file(module, path, before[path])
+    again = service.restart(reload_units)
+    result["changed"] = False
+    result["after"] = result["before"]
+    module.fail_json(
+        msg="{0}; {1} put back{2}. Last lines of its log:\n{3}".format(
+            problem,
+            ", ".join(edits),
+            " and the kubelet is well again"
+            if again is None
+            else ", but the kubelet is not well with them either",
+            tail,
+        ),
+        **result,
+    )
+
+
+def run(module):
+    """The whole module; separate from main so that tests can call it."""
+    params = module.params
+    places = places_of.find_places("/", params["distribution"], tuple(params["files"]))
+    distribution = params["distribution"]
+    if distribution == "auto":
+        distribution = places_of.detect("/")
+    version = (
+        table.parse_version(params["kubelet_version"])
+        if params["kubelet_version"]
+        else detect_version(module, distribution)
+    )
+    target = table.parse_version(params["target_version"]) if params["target_version"] else None
+    texts, mentions, effective = survey("/", places, params["name"])
+    decision = table.decide(version, bool(mentions), effective, target, params["state"], params["name"])
+    edits = plan_edits(decision, params["name"], places, texts, mentions, distribution)
+    before = {path: texts.get(path, "") for path in edits}
+    unit = params["service"] or places_of.service("/", distribution)
+    result = {
+        "changed": bool(edits),
+        "required": decision.required,
+        "reason": decision.reason,
+        "kubelet_version": "{0}.{1}".format(*version),
+        "effective": effective,
+        "places": [
+            {
+                "file": place.path,
+                "line": entry.line,
+                "kind": place.kind,
+                "value": entry.raw,
+                "used": place.used,
+            }
+            for place, entry in mentions
+        ],
+        "files": list(edits),
+        "backup_files": [],
+        "notes": ["{0}: {1}".format(p, places_of.REWRITTEN[p]) for p in edits if p in places_of.REWRITTEN],
+        "service": unit,
+        "restart_required": bool(edits),
+        "restarted": False,
+        "before": before,
+        "after": edits,
+    }
+    if module._diff:
+        result["diff"] = [
+            {"before_header": path, "after_header": path, "before": before[path], "after": edits[path]}
+            for path in edits
+        ]
+    if edits and not module.check_mode:
+        service = Service(module, unit, params["healthz_url"] or healthz_url(texts), params["timeout"])
+        apply_edits(module, edits, before, service, result)
+    module.exit_json(**result)
+
+
+def main():
+    """Entry point."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    try:
+        run(module)
+    except table.GateError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg="{0}; no other file was touched".format(error), exception=traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main()
