@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Node, Play
+from node_kit import ROOT, Node, Play
 
 VERIFY = ROOT / "molecule/default/verify.yml"
 
