@@ -78,6 +78,8 @@ export GOTOOLCHAIN=local HOME="${HOME:-/root}"
 base=k8s.io/kubernetes/vendor/k8s.io/component-base/version
 ldflags="-s -w -X $base.gitVersion=v1.20.2 -X $base.gitMajor=1 -X $base.gitMinor=20 \
  -X $base.gitTreeState=archive -X $base.gitCommit=debian-1.20.5+really1.20.2 -X $base.buildDate=2021-01-13T00:00:00Z"
+# /version is answered by the aggregator, which takes it from client-go.
+ldflags="$ldflags ${ldflags//component-base\/version/client-go/pkg/version}"
 
 for target in "${missing[@]}"; do
   started=$SECONDS
@@ -92,8 +94,10 @@ for target in "${missing[@]}"; do
       (cd "$tree" && "$golang" build -o "$work/openapi-gen" ./vendor/k8s.io/kube-openapi/cmd/openapi-gen) >>"$log" 2>&1 ||
         fail "openapi-gen failed"
       if [ ! -s "$tree/pkg/generated/openapi/zz_generated.openapi.go" ]; then
-        inputs=$(cd "$tree" && grep -rlE --include=doc.go --include=types.go '\+k8s:openapi-gen=true' \
-          pkg staging/src vendor/k8s.io 2>/dev/null |
+        # Every package with the tag in any file: resource.Quantity and intstr have it on the type, not in doc.go,
+        # and the API server exits at its start ("cannot find model definition") when one is missing.
+        inputs=$(cd "$tree" && grep -rlE --include='*.go' '^\s*// ?\+k8s:openapi-gen=' pkg cmd plugin staging/src |
+          grep -v -e '_test\.go$' -e /zz_generated -e /code-generator/ -e /sample- |
           xargs -n1 dirname | sed 's#^staging/src/#vendor/#' | sort -u | sed 's#^#k8s.io/kubernetes/#' | paste -sd,)
         (cd "$tree" && "$work/openapi-gen" --v=1 --logtostderr --input-dirs "$inputs" \
           --output-base "$work/gopath/src" \
