@@ -40,7 +40,7 @@ class Sharing:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRule:
-    """One entry of ``resources.gpus`` or ``resources.mig``: a shell pattern over the model or profile -> resource name."""
+    """One entry of ``resources.gpus`` or ``resources.mig``: shell pattern over model or profile -> resource name."""
 
     pattern: str
     name: str

@@ -66,7 +66,7 @@ class Gpu:
     mig_enabled: bool = False
     slices: tuple[MigSlice, ...] = ()
     paths: tuple[str, ...] = ()
-    """Its own device nodes, ``/dev/nvidia3``, as seen below the device root (:mod:`respond` puts the root before it)."""
+    """Its own device nodes, ``/dev/nvidia3``, as below the device root (:mod:`respond` puts the root before it)."""
     fault: str | None = None
     """Why it can't be used although it is there (lost, unreadable, ...); it stays listed, Unhealthy."""
 
@@ -167,4 +167,4 @@ class Plan:
     """What is wrong with the node; the rest is offered all the same."""
     errors: tuple[str, ...] = field(default=())
     """Settings that this node can't honour (a sharing entry that matches nothing, too many replicas, a bad name).
-    At start: serve what is right, not ready, say why. After an edit of the file: refuse it and keep the old settings."""
+    At start: serve what is right, not ready, say why. After an edit of the file: refuse it, keep the old settings."""
