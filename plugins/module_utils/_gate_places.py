@@ -18,6 +18,18 @@ from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as te
 
 DISTRIBUTIONS = ("kubeadm", "kubespray", "k3s", "rke2", "microk8s", "k0s")
 UNIT_DIRS = ("/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/system", "/etc/systemd/system")
+_VERSION_COMMANDS: Dict[str, Tuple[Tuple[str, ...], ...]] = {
+    "kubeadm": (
+        ("kubelet", "--version"),
+        ("/usr/bin/kubelet", "--version"),
+        ("/usr/local/bin/kubelet", "--version"),
+    ),
+    "kubespray": (("kubelet", "--version"), ("/usr/local/bin/kubelet", "--version")),
+    "k3s": (("k3s", "--version"), ("/usr/local/bin/k3s", "--version")),
+    "rke2": (("rke2", "--version"), ("/usr/local/bin/rke2", "--version")),
+    "microk8s": (("/snap/microk8s/current/kubectl", "version", "--client"),),
+    "k0s": (("k0s", "version"), ("/usr/local/bin/k0s", "version")),
+}
 MICROK8S_ARGS = "/var/snap/microk8s/current/args/kubelet"
 
 _UNITS: Dict[str, Tuple[str, ...]] = {
@@ -234,3 +246,39 @@ def place_to_add(places: Tuple[Place, ...], texts: Dict[str, str], distribution:
             return place
     read = [env for text in texts.values() for env in re.findall(r"(?m)^EnvironmentFile=-?(/etc/\S+)", text)]
     return Place(read[-1] if read else "/etc/default/kubelet", text_of.ENV, 50)
+
+
+def version_commands(distribution: str) -> List[List[str]]:
+    """Commands that print the kubelet's version, the likeliest first."""
+    return [list(command) for command in _VERSION_COMMANDS[distribution]]
+
+
+def survey(
+    root: str, places: Tuple[Place, ...], gate: str
+) -> Tuple[Dict[str, str], List[Tuple[Place, text_of.Named]], Optional[bool]]:
+    """(texts by path, mentions of the gate, value that wins) over all places."""
+    texts: Dict[str, str] = {}
+    mentions: List[Tuple[Place, text_of.Named]] = []
+    effective: Optional[bool] = None
+    for place in sorted(places, key=lambda place: place.strength):
+        texts[place.path] = read_text(root, place.path) or ""
+        for entry in text_of.find(texts[place.path], gate, place.kind):
+            mentions.append((place, entry))
+            if place.used and entry.value is not None:
+                effective = entry.value
+            elif place.used and place.strength == 1:
+                effective = None  # null in a drop-in deletes the key
+    return texts, mentions, effective
+
+
+def healthz_url(texts: Dict[str, str]) -> str:
+    """The kubelet's address for probes, from healthzPort and healthzBindAddress where a configuration says them."""
+    port, address = "10248", "127.0.0.1"
+    for text in texts.values():
+        found = re.search(r"(?m)^\s*[\"']?healthzPort[\"']?\s*:\s*(\d+)", text) or re.search(
+            r"--healthz-port[= ](\d+)", text
+        )
+        port = found.group(1) if found else port
+        found = re.search(r"(?m)^\s*[\"']?healthzBindAddress[\"']?\s*:\s*[\"']?([\d.]+)", text)
+        address = found.group(1) if found and found.group(1) != "0.0.0.0" else address
+    return f"http://{address}:{port}/healthz"

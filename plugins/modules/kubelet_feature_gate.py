@@ -194,7 +194,6 @@ after:
 """
 
 import os
-import re
 import time
 import traceback
 import urllib.error
@@ -223,19 +222,10 @@ ARGUMENTS = {
     "backup": {"type": "bool", "default": True},
 }
 
-VERSION_COMMANDS = {
-    "kubeadm": (["kubelet", "--version"],),
-    "kubespray": (["kubelet", "--version"], ["/usr/local/bin/kubelet", "--version"]),
-    "k3s": (["k3s", "--version"], ["/usr/local/bin/k3s", "--version"]),
-    "rke2": (["rke2", "--version"], ["/usr/local/bin/rke2", "--version"]),
-    "microk8s": (["/snap/microk8s/current/kubectl", "version", "--client"],),
-    "k0s": (["k0s", "version"], ["/usr/local/bin/k0s", "version"]),
-}
-
 
 def detect_version(module, distribution):
     """The kubelet's version by its own word; fails the module when nothing answers."""
-    for command in VERSION_COMMANDS[distribution]:
+    for command in places_of.version_commands(distribution):
         if not os.path.isabs(command[0]):
             path = module.get_bin_path(command[0])
             if path is None:
@@ -249,20 +239,6 @@ def detect_version(module, distribution):
     return module.fail_json(
         msg="no kubelet of {0} found on PATH; install it first, or give kubelet_version".format(distribution)
     )
-
-
-def survey(root, places, gate):
-    """(texts by path, mentions, value that wins) over all places."""
-    texts, mentions, effective = {}, [], None
-    for place in sorted(places, key=lambda place: place.strength):
-        texts[place.path] = places_of.read_text(root, place.path) or ""
-        for entry in text_of.find(texts[place.path], gate, place.kind):
-            mentions.append((place, entry))
-            if place.used and entry.value is not None:
-                effective = entry.value
-            elif place.used and place.strength == 1:
-                effective = None  # null in a drop-in deletes the key
-    return texts, mentions, effective
 
 
 def plan_edits(decision, gate, places, texts, mentions, distribution):
@@ -355,19 +331,6 @@ def healthz_problem(url):
         return str(getattr(error, "reason", error))
 
 
-def healthz_url(texts):
-    """The kubelet's address for probes, from healthzPort and healthzBindAddress where a configuration says them."""
-    port, address = "10248", "127.0.0.1"
-    for text in texts.values():
-        found = re.search(r"(?m)^\s*[\"']?healthzPort[\"']?\s*:\s*(\d+)", text) or re.search(
-            r"--healthz-port[= ](\d+)", text
-        )
-        port = found.group(1) if found else port
-        found = re.search(r"(?m)^\s*[\"']?healthzBindAddress[\"']?\s*:\s*[\"']?([\d.]+)", text)
-        address = found.group(1) if found and found.group(1) != "0.0.0.0" else address
-    return "http://{0}:{1}/healthz".format(address, port)
-
-
 def apply_edits(module, edits, before, service, result):
     """Writes, restarts if asked, and puts everything back when the kubelet does not come up."""
     created = [path for path in edits if not os.path.exists(path)]
@@ -425,7 +388,7 @@ def run(module):
         else detect_version(module, distribution)
     )
     target = table.parse_version(params["target_version"]) if params["target_version"] else None
-    texts, mentions, effective = survey("/", places, params["name"])
+    texts, mentions, effective = places_of.survey("/", places, params["name"])
     decision = table.decide(version, bool(mentions), effective, target, params["state"], params["name"])
     edits = plan_edits(decision, params["name"], places, texts, mentions, distribution)
     before = {path: texts.get(path, "") for path in edits}
@@ -461,7 +424,9 @@ def run(module):
             for path in edits
         ]
     if edits and not module.check_mode:
-        service = Service(module, unit, params["healthz_url"] or healthz_url(texts), params["timeout"])
+        service = Service(
+            module, unit, params["healthz_url"] or places_of.healthz_url(texts), params["timeout"]
+        )
         apply_edits(module, edits, before, service, result)
     module.exit_json(**result)
 
