@@ -1,0 +1,251 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The gpuops developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_snapshot
+short_description: Remember configuration files of a node and put them back
+version_added: 0.1.0
+description:
+  - Copies files before a change and puts them back, byte for byte, with mode and owner, when the change turned out
+    badly. What did not exist is removed again, and what has not changed since is not touched.
+  - The playbook C(gpuops.k8s.provision) rolls a node back with it. It restarts nothing; the returned list
+    of files tells what to reload.
+extends_documentation_fragment:
+  - gpuops.k8s.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+  platform:
+    platforms: linux
+    support: full
+options:
+  state:
+    description:
+      - V(saved) copies O(paths) to O(dest), in place of an earlier copy there. As it changes nothing of the node's
+        configuration it doesn't count as a change.
+      - V(restored) puts the files back. It fails when nothing was saved.
+      - V(discarded) removes the copy, which does not count as a change either.
+    type: str
+    choices: [saved, restored, discarded]
+    required: true
+  paths:
+    description:
+      - Files and directories, absolute. Those that don't exist are remembered as absent. Directories are taken with
+        everything in them.
+      - Needed with O(state=saved).
+    type: list
+    elements: path
+  dest:
+    description:
+      - The directory for the copy. It is readable by its owner alone. The default does not survive a reboot.
+    type: path
+    default: /run/gpuops/snapshot
+author:
+  - The gpuops developers (@gpuops)
+"""
+
+EXAMPLES = r"""
+- name: Remember docker's configuration
+  gpuops.k8s.node_snapshot:
+    state: saved
+    paths: [/etc/docker/daemon.json]
+
+- name: Put it back
+  gpuops.k8s.node_snapshot:
+    state: restored
+  register: rollback
+
+- name: Make docker read it
+  ansible.builtin.systemd_service:
+    name: docker
+    state: reloaded
+  when: "'/etc/docker/daemon.json' in rollback.files"
+"""
+
+RETURN = r"""
+files:
+  description:
+    - With O(state=saved), the files that were copied.
+    - With O(state=restored), the files that were put back or removed.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/docker/daemon.json]
+"""
+
+import json
+import os
+import shutil
+import stat
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+MANIFEST = "manifest.json"
+
+
+def entries(path: str) -> list[str]:
+    """``path`` and, for a directory, everything below, parents first; [] when it does not exist."""
+    if not os.path.lexists(path):
+        return []
+    found = [path]
+    if os.path.isdir(path) and not os.path.islink(path):
+        for folder, folders, files in os.walk(path):
+            found.extend(os.path.join(folder, name) for name in sorted(folders) + sorted(files))
+    return found
+
+
+def look(path: str) -> dict[str, Any]:
+    """Kind, mode, owner and, for a link, target of what is at ``path``."""
+    status = os.lstat(path)
+    kind = "link" if stat.S_ISLNK(status.st_mode) else "folder" if stat.S_ISDIR(status.st_mode) else "file"
+    found = {"kind": kind, "mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid, "gid": status.st_gid}
+    if kind == "link":
+        found["target"] = os.readlink(path)
+    return found
+
+
+def content(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def save(paths: list[str], dest: str) -> list[str]:
+    """Copy; the manifest is written last, so that a copy without one was never finished."""
+    shutil.rmtree(dest, ignore_errors=True)
+    os.makedirs(dest, mode=0o700)
+    saved: dict[str, Any] = {}
+    for path in paths:
+        for entry in entries(path):
+            found = look(entry)
+            if found["kind"] == "file":
+                found["copy"] = str(len(saved))
+                shutil.copyfile(entry, os.path.join(dest, found["copy"]))
+            saved[entry] = found
+    with open(os.path.join(dest, MANIFEST), "w", encoding="utf-8") as stream:
+        json.dump({"paths": paths, "entries": saved}, stream)
+    return [path for path, found in saved.items() if found["kind"] != "folder"]
+
+
+def differs(path: str, saved: dict[str, Any], dest: str) -> bool:
+    """Whether what is at ``path`` is not what was saved."""
+    if not os.path.lexists(path):
+        return True
+    found = look(path)
+    if {name: value for name, value in saved.items() if name != "copy"} != found:
+        return True
+    return found["kind"] == "file" and content(path) != content(os.path.join(dest, saved["copy"]))
+
+
+def added(manifest: dict[str, Any]) -> list[str]:
+    """What lies under the saved paths and was not there, children first."""
+    now = [entry for path in manifest["paths"] for entry in entries(path)]
+    return [entry for entry in reversed(now) if entry not in manifest["entries"]]
+
+
+def put_back(path: str, saved: dict[str, Any], dest: str) -> None:
+    """Make ``path`` what was saved; files are replaced in one step."""
+    if os.path.lexists(path) and look(path)["kind"] != saved["kind"]:
+        remove(path)
+    if saved["kind"] == "folder":
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        fresh = f"{path}.gpuops-restored"
+        if saved["kind"] == "link":
+            os.symlink(saved["target"], fresh)
+        else:
+            shutil.copyfile(os.path.join(dest, saved["copy"]), fresh)
+            os.chmod(fresh, saved["mode"])
+        os.chown(fresh, saved["uid"], saved["gid"], follow_symlinks=False)
+        os.replace(fresh, path)
+        return
+    os.chown(path, saved["uid"], saved["gid"])
+    os.chmod(path, saved["mode"])
+
+
+def remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def shown(path: str) -> str:
+    """Text for the diff; binary files and folders only say what they are."""
+    if not os.path.lexists(path):
+        return ""
+    kind = look(path)["kind"]
+    if kind != "file":
+        return f"({kind})\n"
+    try:
+        return content(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return "(binary)\n"
+
+
+def restore(module: AnsibleModule, dest: str) -> None:
+    try:
+        with open(os.path.join(dest, MANIFEST), encoding="utf-8") as stream:
+            manifest = json.load(stream)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"{dest} holds no finished snapshot, so nothing was put back: {error}")
+    extra = added(manifest)
+    wrong = [path for path, saved in manifest["entries"].items() if differs(path, saved, dest)]
+    diffs = []
+    for path in [*extra, *wrong]:
+        saved = manifest["entries"].get(path, {})
+        after = (
+            shown(os.path.join(dest, saved["copy"]))
+            if "copy" in saved
+            else f"({saved.get('kind', 'absent')})\n"
+        )
+        diffs.append({"before_header": path, "after_header": path, "before": shown(path), "after": after})
+    if not module.check_mode:
+        for path in extra:
+            remove(path)
+        for path in wrong:
+            put_back(path, manifest["entries"][path], dest)
+    module.exit_json(changed=bool(extra or wrong), files=sorted([*extra, *wrong]), diff=diffs)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["saved", "restored", "discarded"], "required": True},
+            "paths": {"type": "list", "elements": "path"},
+            "dest": {"type": "path", "default": "/run/gpuops/snapshot"},
+        },
+        required_if=[["state", "saved", ["paths"]]],
+        supports_check_mode=True,
+    )
+    state, dest = module.params["state"], module.params["dest"]
+    try:
+        if state == "restored":
+            restore(module, dest)
+        elif state == "saved":
+            relative = [path for path in module.params["paths"] if not os.path.isabs(path)]
+            if relative:
+                module.fail_json(msg=f"paths must be absolute: {', '.join(relative)}")
+            files = [] if module.check_mode else save(module.params["paths"], dest)
+            module.exit_json(changed=False, files=files)
+        elif not module.check_mode:
+            shutil.rmtree(dest, ignore_errors=True)
+            parent = os.path.dirname(dest)
+            if os.path.basename(parent) == "gpuops" and os.path.isdir(parent) and not os.listdir(parent):
+                os.rmdir(parent)
+    except OSError as error:
+        module.fail_json(msg=f"snapshot could not be {state}: {error}. Is the disk full or read-only?")
+    module.exit_json(changed=False, files=[])
+
+
+if __name__ == "__main__":
+    main()
