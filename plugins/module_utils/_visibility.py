@@ -1,0 +1,195 @@
+# Copyright (c) 2026, The gpuops developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start a short container with an engine, and look into its /dev from outside.
+
+Looking through /proc/PID/root needs no shell, no nvidia-smi and no CUDA in the image, so the pause image that every
+kubelet node has will do. Nothing opens a device: no GPU is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import time
+from typing import Dict, List, Optional, Sequence, Tuple
+
+NAME = "gpuops-visibility"
+_GPU_NODE = re.compile(r"nvidia\d+$")
+# Images that stay alive by themselves, best first.
+_SLEEPERS = re.compile(r"(^|/)(pause|workload)[:@]|/pause-amd64[:@]|/pause-arm64[:@]")
+
+
+class EngineError(Exception):
+    """The engine did not do it; ``link`` says which link that breaks."""
+
+    def __init__(self, link: str, text: str, next_step: str) -> None:
+        super().__init__(text)
+        self.link = link
+        self.next_step = next_step
+
+
+def _run(command: Sequence[str], timeout: float) -> Tuple[int, str, str]:
+    try:
+        done = subprocess.run(list(command), capture_output=True, timeout=timeout, check=False)
+    except FileNotFoundError:
+        return 127, "", f"{command[0]}: not found"
+    except subprocess.TimeoutExpired:
+        return 124, "", f"{command[0]} gave no answer within {timeout:g} s"
+    return (
+        done.returncode,
+        done.stdout.decode("utf-8", "replace").strip(),
+        done.stderr.decode("utf-8", "replace").strip(),
+    )
+
+
+def gpu_nodes(pid: int) -> List[str]:
+    """GPU device nodes in a process's /dev, in numeric order. Raises OSError when the process is gone."""
+    folder = f"/proc/{pid}/root/dev"
+    found = []
+    for name in os.listdir(folder):
+        if _GPU_NODE.match(name) and stat.S_ISCHR(os.lstat(os.path.join(folder, name)).st_mode):
+            found.append(name)
+    return [f"/dev/{name}" for name in sorted(found, key=lambda name: int(name[6:]))]
+
+
+def pick_image(images: Sequence[str]) -> Optional[str]:
+    """The first image that stays alive without a command, by its name."""
+    return next((image for image in sorted(images) if _SLEEPERS.search(image)), None)
+
+
+class Docker:
+    """Docker by its command line."""
+
+    def __init__(self, timeout: float, runtime: Optional[str]) -> None:
+        self.timeout = timeout
+        self.runtime = runtime
+
+    def default_runtime(self) -> Tuple[str, List[str]]:
+        """(default runtime, all runtimes)."""
+        rc, out, err = _run(
+            ["docker", "info", "--format", "{{.DefaultRuntime}} {{json .Runtimes}}"], self.timeout
+        )
+        if rc != 0 or not out:
+            text = f"docker does not answer: {err or out}"
+            raise EngineError(
+                "engine", text, "look at `systemctl status docker` and `journalctl -u docker -n 50`"
+            )
+        name, dummy, rest = out.partition(" ")
+        return name, sorted(json.loads(rest or "{}"))
+
+    def images(self) -> List[str]:
+        """Names of the images at hand."""
+        return _run(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}"], self.timeout)[
+            1
+        ].split()
+
+    def start(self, image: str, env: Dict[str, str], command: Sequence[str]) -> int:
+        """Starts one; the process id of its first process on the host."""
+        self.stop()
+        line = ["docker", "run", "--detach", "--name", NAME, "--network", "none", "--pull", "never"]
+        line += ["--runtime", self.runtime] if self.runtime else []
+        for key, value in env.items():
+            line += ["--env", f"{key}={value}"]
+        rc, dummy, err = _run([*line, image, *command], self.timeout)
+        if rc != 0 and "unknown flag: --pull" in err:  # before 20.10
+            rc, dummy, err = _run(
+                [*(word for word in line if word not in ("--pull", "never")), image], self.timeout
+            )
+        if rc != 0:
+            raise EngineError(
+                "request", f"docker can not start {image}: {err}", "run `docker run --rm` with it by hand"
+            )
+        rc, out, err = _run(["docker", "inspect", "--format", "{{.State.Pid}}", NAME], self.timeout)
+        if rc != 0 or not out.isdigit() or out == "0":
+            tail = _run(["docker", "logs", "--tail", "3", NAME], self.timeout)
+            text = f"the container of {image} ended at once: {tail[1] or tail[2] or err}"
+            raise EngineError("request", text, "give an image and a command that stay alive for a second")
+        return int(out)
+
+    def stop(self) -> None:
+        """Removes it, if it is there."""
+        _run(["docker", "rm", "--force", NAME], self.timeout)
+
+
+class Containerd:
+    """containerd by ctr, with the runtime that the CRI plugin would take."""
+
+    def __init__(self, timeout: float, runtime: Optional[str]) -> None:
+        self.timeout = timeout
+        self.runtime = runtime
+        self._binary: Optional[str] = None
+
+    def default_runtime(self) -> Tuple[str, List[str]]:
+        """(default runtime of the CRI plugin, all of its runtimes)."""
+        rc, dummy, err = _run(["ctr", "version"], self.timeout)
+        if rc != 0:
+            text = f"containerd does not answer: {err}"
+            raise EngineError(
+                "engine", text, "look at `systemctl status containerd` and `journalctl -u containerd -n 50`"
+            )
+        rc, out, err = _run(["containerd", "config", "dump"], self.timeout)
+        if rc != 0:
+            raise EngineError("engine", f"containerd config dump: {err}", "mend containerd's configuration")
+        default, binaries = parse_cri(out)
+        self._binary = binaries.get(self.runtime or default)
+        return default, sorted(binaries)
+
+    def images(self) -> List[str]:
+        """Names of the images at hand in the kubelet's namespace."""
+        return _run(["ctr", "-n", "k8s.io", "images", "ls", "-q"], self.timeout)[1].split()
+
+    def start(self, image: str, env: Dict[str, str], command: Sequence[str]) -> int:
+        """Starts one; the process id of its first process on the host."""
+        self.stop()
+        line = ["ctr", "-n", "k8s.io", "run", "--detach", "--null-io"]
+        line += ["--runc-binary", self._binary] if self._binary else []
+        for key, value in env.items():
+            line += ["--env", f"{key}={value}"]
+        rc, dummy, err = _run([*line, image, NAME, *command], self.timeout)
+        if rc != 0:
+            raise EngineError(
+                "request", f"containerd can not start {image}: {err}", "run `ctr run` with it by hand"
+            )
+        for row in _run(["ctr", "-n", "k8s.io", "tasks", "ls"], self.timeout)[1].splitlines():
+            words = row.split()
+            if words and words[0] == NAME and len(words) > 2 and words[2] == "RUNNING":
+                return int(words[1])
+        raise EngineError(
+            "request", f"the container of {image} ended at once", "give an image that stays alive"
+        )
+
+    def stop(self) -> None:
+        """Removes it, if it is there."""
+        _run(["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", NAME], self.timeout)
+        deadline = time.monotonic() + self.timeout
+        while time.monotonic() < deadline:
+            rc = _run(["ctr", "-n", "k8s.io", "tasks", "rm", "--force", NAME], self.timeout)[0]
+            if (
+                rc == 0
+                or NAME not in _run(["ctr", "-n", "k8s.io", "tasks", "ls", "-q"], self.timeout)[1].split()
+            ):
+                break
+            time.sleep(0.1)
+        _run(["ctr", "-n", "k8s.io", "containers", "rm", NAME], self.timeout)
+
+
+def parse_cri(dump: str) -> Tuple[str, Dict[str, str]]:
+    """(default runtime, runtime -> BinaryName) out of ``containerd config dump``, any configuration version."""
+    default = re.search(r"(?m)^\s*default_runtime_name\s*=\s*[\"']([^\"']*)[\"']", dump)
+    binaries: Dict[str, str] = {}
+    current = None
+    for line in dump.splitlines():
+        table = re.match(r"\s*\[.*\.runtimes\.[\"']?([\w-]+)[\"']?(?:\.options)?\]\s*$", line)
+        if table:
+            current = table.group(1)
+            binaries.setdefault(current, "")
+        elif line.lstrip().startswith("["):
+            current = None
+        binary = re.match(r"\s*BinaryName\s*=\s*[\"']([^\"']*)[\"']", line)
+        if current and binary:
+            binaries[current] = binary.group(1)
+    return default.group(1) if default else "", binaries
