@@ -2,7 +2,7 @@
 """Stand-in for nvidia-container-runtime: an OCI runtime that puts GPUs into the bundle and becomes runc.
 
 Keeps what the real one does and tests depend on: NVIDIA_VISIBLE_DEVICES (all, none, void, indices, UUIDs, MIG UUIDs,
-CDI names), device lists as volume mounts, CDI annotations, the two accept-* switches, and the refusal of unknown devices.
+CDI names), device lists as volume mounts, CDI annotations, the two accept-* switches, the refusal of unknown devices.
 """
 
 import glob
