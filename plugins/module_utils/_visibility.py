@@ -32,6 +32,14 @@ class EngineError(Exception):
         self.next_step = next_step
 
 
+class EndedError(EngineError):
+    """The container did not live long enough to be looked at."""
+
+    def __init__(self, image: str, why: str = "") -> None:
+        text = f"the container of {image} ended at once" + (f": {why}" if why else "")
+        super().__init__("request", text, "give an image and a command that stay alive for a second")
+
+
 def _run(command: Sequence[str], timeout: float) -> Tuple[int, str, str]:
     try:
         done = subprocess.run(list(command), capture_output=True, timeout=timeout, check=False)
@@ -47,12 +55,15 @@ def _run(command: Sequence[str], timeout: float) -> Tuple[int, str, str]:
 
 
 def gpu_nodes(pid: int) -> List[str]:
-    """GPU device nodes in a process's /dev, in numeric order. Raises OSError when the process is gone."""
+    """GPU device nodes in a process's /dev, in numeric order. Raises EndedError when it is gone."""
     folder = f"/proc/{pid}/root/dev"
     found = []
-    for name in os.listdir(folder):
-        if _GPU_NODE.match(name) and stat.S_ISCHR(os.lstat(os.path.join(folder, name)).st_mode):
-            found.append(name)
+    try:
+        for name in os.listdir(folder):
+            if _GPU_NODE.match(name) and stat.S_ISCHR(os.lstat(os.path.join(folder, name)).st_mode):
+                found.append(name)
+    except OSError as error:
+        raise EndedError(NAME, str(error)) from error
     return [f"/dev/{name}" for name in sorted(found, key=lambda name: int(name[6:]))]
 
 
@@ -106,8 +117,7 @@ class Docker:
         rc, out, err = _run(["docker", "inspect", "--format", "{{.State.Pid}}", NAME], self.timeout)
         if rc != 0 or not out.isdigit() or out == "0":
             tail = _run(["docker", "logs", "--tail", "3", NAME], self.timeout)
-            text = f"the container of {image} ended at once: {tail[1] or tail[2] or err}"
-            raise EngineError("request", text, "give an image and a command that stay alive for a second")
+            raise EndedError(image, tail[1] or tail[2] or err)
         return int(out)
 
     def stop(self) -> None:
@@ -158,9 +168,7 @@ class Containerd:
             words = row.split()
             if words and words[0] == NAME and len(words) > 2 and words[2] == "RUNNING":
                 return int(words[1])
-        raise EngineError(
-            "request", f"the container of {image} ended at once", "give an image that stays alive"
-        )
+        raise EndedError(image)
 
     def stop(self) -> None:
         """Removes it, if it is there."""

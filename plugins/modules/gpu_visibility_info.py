@@ -20,10 +20,10 @@ extends_documentation_fragment:
 options:
   engine:
     description:
-      - The container engine.
+      - The container engine. V(auto) takes docker where its socket is, else containerd.
     type: str
-    choices: [docker, containerd]
-    default: docker
+    choices: [auto, docker, containerd]
+    default: auto
   runtime:
     description:
       - The runtime to use. The engine's default if it is not given, as the kubelet uses it.
@@ -39,16 +39,16 @@ options:
     type: str
   command:
     description:
-      - The command for the image.
+      - The command for the image. If the image does not stay alive without one, C(sleep) is tried.
     type: list
     elements: str
     default: []
   gpus:
     description:
-      - GPUs to ask for, by UUID or index. Without any, only the container that asks for none is started.
-    type: list
-    elements: str
-    default: []
+      - GPUs to ask for, as a list of UUIDs or indices, or a number, which means the first ones by index.
+        With V(0), only the container that asks for none is started.
+    type: raw
+    default: 0
   expect:
     description:
       - How many GPUs the asking container has to see. The number of O(gpus) if it is not given.
@@ -78,7 +78,7 @@ author:
 EXAMPLES = r"""
 - name: See what containers see
   gpuops.k8s.gpu_visibility_info:
-    gpus: ["0", "1"]
+    gpus: 2
   register: seen
 
 - name: Fail unless containers that ask for nothing see nothing
@@ -155,16 +155,18 @@ next_step:
   sample:
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import _links, _visibility
 
 ARGUMENTS = {
-    "engine": {"type": "str", "choices": ["docker", "containerd"], "default": "docker"},
+    "engine": {"type": "str", "choices": ["auto", "docker", "containerd"], "default": "auto"},
     "runtime": {"type": "str"},
     "require_default": {"type": "str", "default": "nvidia"},
     "image": {"type": "str"},
     "command": {"type": "list", "elements": "str", "default": []},
-    "gpus": {"type": "list", "elements": "str", "default": []},
+    "gpus": {"type": "raw", "default": 0},
     "expect": {"type": "int"},
     "expect_nodes": {"type": "list", "elements": "str"},
     "strict": {"type": "bool", "default": False},
@@ -242,6 +244,8 @@ def gather(params, check_mode):
         "image": params["image"],
     }
     links = []
+    if params["engine"] == "auto":
+        result["engine"] = params["engine"] = "docker" if os.path.exists("/var/run/docker.sock") else "containerd"
     make = _visibility.Docker if params["engine"] == "docker" else _visibility.Containerd
     engine = make(params["timeout"], params["runtime"])
     try:
@@ -271,6 +275,7 @@ def gather(params, check_mode):
 def main():
     """Entry point."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module.params["gpus"] = asked_for(module.params["gpus"])
     result, links = gather(module.params, module.check_mode)
     result.update(_links.summary(links))
     problem = _links.message(links)
