@@ -1,0 +1,534 @@
+"""The kubelet link: serve, register, wait for the first list, watch; for ever, for every resource.
+
+Runs in the loop's thread, never blocks, and knows nothing of GPUs. A registration stands once the kubelet has taken a
+list (K1), and falls by any of three signs (K10): kubelet.sock was made anew, the own socket is gone, the stream ended.
+A slow poll looks for the same signs where an event was missed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import inotify, logs, rpc
+from .api import API_VERSION, REGISTRATION
+from .api import deviceplugin_v1beta1_pb2 as pb
+from .config import KubeletSettings
+from .counters import Counters
+from .loop import Loop, Timer
+from .service import OPTIONS, Call, Service
+from .state import State
+
+log = logs.Log("kubelet")
+
+REGISTER_SECONDS = 15.0
+"""Deadline of Register; the kubelet itself may take 10 (K2)."""
+FIRST_LIST_SECONDS = 10.0
+"""From Register's answer to the list: up to 1.23 the kubelet dials only then (K1)."""
+SETTLE_SECONDS = 0.02
+"""After a sign that a stopping kubelet gives too: wait for what comes next instead of registering with a dying one."""
+DRAIN_SECONDS = 0.1
+"""After ending a stream that the kubelet still held: it must have dropped the old endpoint before the new one comes, or
+it drops the new one (K6)."""
+POLL_SECONDS = 2.0
+FRESH_SECONDS = 2.0
+"""How long after kubelet.sock was made a refused dial is tried again at once: bind comes before listen."""
+BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+REGISTRY_SECONDS = 30.0
+"""plugins-registry: a socket that nobody asked about is made again after this."""
+_PATH_LIMIT = 107
+"""Bytes of a unix socket's path (sun_path, without its NUL)."""
+
+Identity = tuple[int, int, int]
+"""Device, inode, change time in ns: inode numbers come back within 0.2 ms (K9)."""
+
+
+def identity(path: str) -> Identity | None:
+    """Which file this is, None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def accepts(path: str) -> bool:
+    """Whether somebody listens on this unix socket right now."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # its backlog is full: somebody is there
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def socket_name(resource: str, directory: str) -> str:
+    """``gpuops-<resource>-<pid><random>.sock``, unique to this process and moment (K6); a hash stands for a resource
+    whose name would make the path too long."""
+    tail = f"-{os.getpid()}{secrets.token_hex(3)}.sock"
+    name = re.sub(r"[^A-Za-z0-9.-]", "_", resource)
+    if len(os.fsencode(f"{directory}/gpuops-{name}{tail}")) > _PATH_LIMIT:
+        name = hashlib.sha256(resource.encode()).hexdigest()[:8]
+    return f"gpuops-{name}{tail}"
+
+
+def dead_mount(directory: str) -> bool:
+    """Whether the directory was removed under a mount of it, as a pod sees it (K11): only a new pod helps."""
+    try:
+        return os.stat(directory).st_nlink == 0  # noqa: PTH116
+    except OSError:
+        return False
+
+
+class Registration:
+    """One resource's place in the cycle."""
+
+    def __init__(self, resource: str) -> None:
+        self.resource = resource
+        self.service: Service | None = None
+        self.phase = "down"
+        """``down``, ``draining``, ``registering``, ``waiting`` (for the first list), ``listed``."""
+        self.problem = "not registered yet"
+        self.attempts = 0
+        self.epoch = 0
+        """Rises with each try, so that answers to an older one are known."""
+        self.kubelet: Identity | None = None
+        self.accepted = False
+        self.got_list = False
+        self.timer: Timer | None = None
+        self.began = 0.0
+        self.listed_at: float | None = None
+        """Wall clock of the newest list sent."""
+        self.registered_at: float | None = None
+
+    def later(self, timer: Timer | None) -> None:
+        """Replaces whatever this resource was waiting for."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = timer
+
+
+class KubeletLink:
+    """Keeps every offered resource registered."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: KubeletSettings,
+        state: State,
+        counters: Counters,
+        fatal: Callable[[str], None],
+        changed: Callable[[], None] = lambda: None,
+        called: Callable[[Call], None] = lambda call: None,
+    ) -> None:
+        """``fatal`` is told why the process must end (K11). ``changed``: readiness may be another. ``called``: an answered
+        RPC; both run in the loop."""
+        self._loop = loop
+        self._registry = settings.registration == "plugins-registry"
+        self._directory = settings.plugins_registry_dir if self._registry else settings.plugin_dir
+        self.socket = settings.socket or f"{settings.plugin_dir}/kubelet.sock"
+        self._state = state
+        self._counters = counters
+        self._fatal = fatal
+        self._changed = changed
+        self._called = called
+        self._registrations: dict[str, Registration] = {}
+        self._inotify = inotify.Inotify()
+        self._watch: int | None = None
+        self._watched: tuple[int, int] | None = None
+        self._parent_watch: int | None = None
+        self._socket_watch: int | None = None
+        self._channel: Any = None
+        self._channel_for: Identity | None = None
+        self._closed = False
+        self._stopping: list[Any] = []
+        loop.read(self._inotify.fileno(), self._on_inotify)
+        self._poll_timer: Timer | None = None
+        self._arm()
+        self._poll()
+
+    # What others ask
+
+    @property
+    def registrations(self) -> Mapping[str, Registration]:
+        """By resource; read only."""
+        return self._registrations
+
+    def all_listed(self) -> bool:
+        """Whether the kubelet has taken a list of every resource."""
+        return all(one.phase == "listed" for one in self._registrations.values())
+
+    def offer(self, resources: Collection[str]) -> None:
+        """Registers what is new among these; ends what is no longer among them (its empty list is out, K21)."""
+        for name in [name for name in self._registrations if name not in resources]:
+            registration = self._registrations.pop(name)
+            registration.epoch += 1
+            registration.later(None)
+            self._end(registration)
+            log.info("resource withdrawn", resource=name)
+        for name in resources:
+            if name not in self._registrations:
+                self._registrations[name] = Registration(name)
+                self._try(self._registrations[name])
+        self._changed()
+
+    def close(self, seconds: float = 0.6) -> None:
+        """Ends all streams, removes the sockets, and waits a little for the servers to end."""
+        if self._closed:
+            return
+        self._closed = True
+        for registration in self._registrations.values():
+            registration.epoch += 1
+            registration.later(None)
+            self._end(registration)
+        if self._poll_timer is not None:
+            self._poll_timer.cancel()
+        self._close_channel()
+        self._loop.forget(self._inotify.fileno())
+        self._inotify.close()
+        until = time.monotonic() + seconds
+        for event in self._stopping:
+            event.wait(max(0.0, until - time.monotonic()))
+
+    # Signs
+
+    def _arm(self) -> None:
+        """Watches the directory that is there now, or the one above it until it is (K11)."""
+        try:
+            status = os.stat(self._directory)  # noqa: PTH116
+            now = (status.st_dev, status.st_ino)
+        except OSError:
+            now = None
+        if now is not None and now == self._watched:
+            return
+        if self._watch is not None:
+            self._inotify.forget(self._watch)
+        self._watch = self._watched = None
+        mask = inotify.ENTRIES | inotify.SELF
+        try:
+            if now is not None:
+                self._watch = self._inotify.watch(self._directory, mask | inotify.ONLYDIR)
+                self._watched = now
+                if self._parent_watch is not None:
+                    self._inotify.forget(self._parent_watch)
+                    self._parent_watch = None
+            elif self._parent_watch is None:
+                self._parent_watch = self._inotify.watch(os.path.dirname(self._directory), mask)  # noqa: PTH120
+            folder = os.path.dirname(self.socket)  # noqa: PTH120
+            if not self._registry and folder != self._directory and self._socket_watch is None:
+                self._socket_watch = self._inotify.watch(folder, mask)
+        except OSError as error:
+            log.debug("can't watch, polling", path=self._directory, error=str(error))
+
+    def _on_inotify(self) -> None:
+        rearm = came = False
+        for event in self._inotify.read():
+            if event.mask & inotify.OVERFLOW:
+                rearm = came = True
+            elif event.watch == self._parent_watch:
+                rearm = True
+            elif event.mask & (inotify.SELF | inotify.IGNORED):
+                if event.watch in (self._watch, self._socket_watch):
+                    self._watch = None if event.watch == self._watch else self._watch
+                    self._socket_watch = None if event.watch == self._socket_watch else self._socket_watch
+                    self._watched = None
+                    rearm = True
+            elif event.mask & (inotify.CREATE | inotify.MOVED_TO):
+                came = came or event.name == os.path.basename(self.socket)  # noqa: PTH119
+            elif event.mask & (inotify.DELETE | inotify.MOVED_FROM):
+                self._name_gone(event.name)
+        if rearm:
+            self._arm()
+            self._look()
+        elif came:
+            self._kubelet_came()
+
+    def _name_gone(self, name: str) -> None:
+        for registration in self._registrations.values():
+            service = registration.service
+            if service is not None and service.path == f"{self._directory}/{name}" and not service.intact():
+                self._fallen(registration, "own socket gone")
+
+    def _poll(self) -> None:
+        self._poll_timer = self._loop.after(POLL_SECONDS, self._poll)
+        self._arm()
+        self._look()
+
+    def _look(self) -> None:
+        """The slow way to see each sign."""
+        if self._closed:
+            return
+        if dead_mount(self._directory):
+            self._fatal(
+                f"{self._directory} was removed on the host under this pod's mount; only a new pod gets the new one"
+            )
+            return
+        for registration in list(self._registrations.values()):
+            service = registration.service
+            if (
+                registration.phase in ("registering", "waiting", "listed")
+                and service is not None
+                and not service.intact()
+            ):
+                self._fallen(registration, "own socket gone")
+        if not self._registry:
+            self._kubelet_came()
+
+    def _kubelet_came(self) -> None:
+        """kubelet.sock was made, perhaps; only a socket that a registration was not made with counts (K12)."""
+        if self._registry:
+            return
+        now = identity(self.socket)
+        if now is None:
+            return
+        for registration in list(self._registrations.values()):
+            if registration.phase == "draining":
+                continue  # it comes back to itself when the old stream's end has settled (K6)
+            idle = registration.phase == "down" and registration.timer is None
+            if registration.kubelet != now or idle:
+                if registration.kubelet is not None and registration.kubelet != now:
+                    registration.attempts = 0
+                    registration.problem = "kubelet.sock was made anew"
+                registration.epoch += 1
+                registration.phase = "down"
+                self._try(registration)
+
+    def _fallen(self, registration: Registration, why: str) -> None:
+        """A registration no longer stands: start over, after a moment in which a restart would show itself."""
+        if self._closed or registration.phase == "draining":
+            return
+        was_listed = registration.phase == "listed"
+        if registration.phase == "down" and registration.timer is not None:
+            return
+        registration.epoch += 1
+        registration.phase = "down"
+        registration.problem = why
+        log.info("registration fell", resource=registration.resource, why=why)
+        if was_listed:
+            registration.attempts = 0
+        self._later(registration, SETTLE_SECONDS)
+        self._changed()
+
+    # The cycle
+
+    def _later(self, registration: Registration, seconds: float) -> None:
+        registration.later(self._loop.after(seconds, lambda: self._try(registration)))
+
+    def _retry(self, registration: Registration, problem: str) -> None:
+        registration.epoch += 1
+        registration.phase = "down"
+        registration.problem = problem
+        seconds = BACKOFF_SECONDS[min(registration.attempts, len(BACKOFF_SECONDS) - 1)]
+        registration.attempts += 1
+        log.warning(
+            "not registered", resource=registration.resource, problem=problem, again_in_seconds=seconds
+        )
+        self._later(registration, seconds)
+        self._changed()
+
+    def _try(self, registration: Registration) -> None:
+        """Serve, then register. Comes back to itself until the list is out."""
+        registration.later(None)
+        if self._closed or self._registrations.get(registration.resource) is not registration:
+            return
+        kubelet: Identity | None = None
+        if not self._registry:
+            kubelet = identity(self.socket)
+            if kubelet is None:
+                registration.problem = f"no kubelet: {self.socket} is not there"
+                return  # its creation wakes us
+            if not accepts(self.socket):
+                registration.problem = f"no kubelet listens on {self.socket}"
+                if time.time_ns() - kubelet[2] < FRESH_SECONDS * 1e9:
+                    self._later(registration, 0.001)
+                return
+        elif not Path(self._directory).is_dir():
+            registration.problem = f"no kubelet: {self._directory} is not there"
+            return
+        service = registration.service
+        if service is not None and service.streams:
+            registration.phase = "draining"
+            self._end(registration)
+            self._later(registration, DRAIN_SECONDS)
+            return
+        try:
+            service = self._serve(registration)
+        except OSError as error:
+            self._retry(registration, str(error))
+            return
+        registration.epoch += 1
+        registration.began = time.monotonic()
+        registration.kubelet = kubelet
+        registration.accepted = registration.got_list = False
+        registration.phase = "registering"
+        if self._registry:
+            registration.phase = "waiting"
+            registration.problem = "the kubelet's plugin watcher has not asked yet"
+            registration.accepted = True
+            registration.later(
+                self._loop.after(REGISTRY_SECONDS, lambda: self._retry(registration, "nobody asked"))
+            )
+            return
+        self._register(registration, service, kubelet)
+
+    def _serve(self, registration: Registration) -> Service:
+        service = registration.service
+        if service is not None and service.intact() and not self._registry:
+            return service
+        self._end(registration)
+        path = f"{self._directory}/{socket_name(registration.resource, self._directory)}"
+        service = Service(registration.resource, path, self._state, self)
+        service.start(registry=self._registry)
+        if not accepts(path):
+            self._stopping.append(service.stop())
+            raise OSError(f"{path} was made but does not accept")
+        registration.service = service
+        return service
+
+    def _register(self, registration: Registration, service: Service, kubelet: Identity | None) -> None:
+        if self._channel is None or self._channel_for != kubelet:
+            self._close_channel()
+            self._channel = rpc.channel(self.socket)
+            self._channel_for = kubelet
+        call = self._channel.unary_unary(
+            f"/{REGISTRATION}/Register", pb.RegisterRequest.SerializeToString, pb.Empty.FromString
+        )
+        request = pb.RegisterRequest(
+            version=API_VERSION,
+            endpoint=os.path.basename(service.path),  # noqa: PTH119 - K5
+            resource_name=registration.resource,
+            options=OPTIONS,
+        )
+        epoch = registration.epoch
+        future = call.future(request, timeout=REGISTER_SECONDS)
+        future.add_done_callback(
+            lambda done: self._loop.call(lambda: self._answered(registration, epoch, done))
+        )
+
+    def _answered(self, registration: Registration, epoch: int, done: Any) -> None:
+        if self._closed or registration.epoch != epoch:
+            return
+        code = done.code()
+        if code is not rpc.grpc.StatusCode.OK:
+            self._counters.registrations.add(registration.resource, "refused")
+            text = done.details() or code.name
+            self._close_channel()
+            if code is rpc.grpc.StatusCode.UNAVAILABLE and registration.attempts == 0:
+                registration.attempts += 1
+                registration.phase = "down"
+                registration.problem = f"kubelet went away: {text}"
+                self._later(registration, SETTLE_SECONDS)
+                return
+            self._retry(registration, f"the kubelet refused: {text}")
+            return
+        self._counters.registrations.add(registration.resource, "accepted")
+        registration.accepted = True
+        registration.registered_at = time.time()
+        if registration.got_list:
+            self._stands(registration)
+            return
+        registration.phase = "waiting"
+        registration.problem = "registered; the kubelet has not asked for the list yet"
+        registration.later(
+            self._loop.after(
+                FIRST_LIST_SECONDS,
+                lambda: self._retry(registration, "the kubelet took the registration but never asked for the list"),
+            )
+        )
+
+    def _stands(self, registration: Registration) -> None:
+        registration.later(None)
+        registration.phase = "listed"
+        registration.problem = ""
+        registration.attempts = 0
+        offer = self._state.world.offers.get(registration.resource)
+        log.info(
+            "registered",
+            resource=registration.resource,
+            devices=len(offer.plan.devices) if offer else 0,
+            milliseconds=(time.monotonic() - registration.began) * 1e3,
+        )
+        if all(one.phase != "registering" for one in self._registrations.values()):
+            self._close_channel()
+        self._changed()
+
+    def _end(self, registration: Registration) -> None:
+        if registration.service is not None:
+            event = registration.service.stop()
+            self._stopping = [one for one in self._stopping if not one.is_set()]
+            if event is not None:
+                self._stopping.append(event)
+            registration.service = None
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = self._channel_for = None
+
+    def _of(self, service: Service) -> Registration | None:
+        registration = self._registrations.get(service.resource)
+        return registration if registration is not None and registration.service is service else None
+
+    # Listener, called in gRPC's threads
+
+    def called(self, call: Call) -> None:
+        """An RPC was answered: counted here, told in the loop."""
+        self._counters.rpc_seconds.add(call.resource, call.method, seconds=call.seconds)
+        if call.method == "Allocate":
+            self._counters.allocations.add(call.resource, call.code)
+            if call.code == "OK":
+                self._counters.allocated_devices.add(call.resource, by=len(call.ids))
+        self._loop.call(lambda: self._called(call))
+
+    def stream_opened(self, service: Service) -> None:
+        """Counted."""
+        self._counters.streams_opened.add(service.resource)
+
+    def list_sent(self, service: Service, version: int) -> None:
+        """The kubelet has a list."""
+        self._counters.lists.add(service.resource)
+        self._loop.call(lambda: self._list_sent(service))
+
+    def stream_closed(self, service: Service) -> None:
+        """The stream ended: K7."""
+        self._counters.streams_closed.add(service.resource)
+        self._loop.call(lambda: self._stream_closed(service))
+
+    def registered(self, service: Service, ok: bool, text: str) -> None:
+        """plugins-registry: the kubelet's verdict."""
+        self._loop.call(lambda: self._verdict(service, ok, text))
+
+    def _list_sent(self, service: Service) -> None:
+        registration = self._of(service)
+        if registration is None:
+            return
+        registration.listed_at = time.time()
+        registration.got_list = True
+        if registration.accepted and registration.phase in ("registering", "waiting"):
+            self._stands(registration)
+
+    def _stream_closed(self, service: Service) -> None:
+        registration = self._of(service)
+        if registration is None or service.streams or self._closed:
+            return
+        if registration.phase in ("waiting", "listed"):
+            self._fallen(registration, "the stream ended")
+
+    def _verdict(self, service: Service, ok: bool, text: str) -> None:
+        registration = self._of(service)
+        self._counters.registrations.add(service.resource, "accepted" if ok else "refused")
+        if registration is None:
+            return
+        if ok:
+            registration.registered_at = time.time()
+        else:
+            self._retry(registration, f"the kubelet refused: {text}")

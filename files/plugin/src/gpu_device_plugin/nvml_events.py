@@ -1,0 +1,173 @@
+"""NVML's events in a thread of their own: XIDs and ECC errors reach the health book within milliseconds.
+
+The event set belongs to the scanner's side (it knows the handles) and is waited on here. A monitor that can't run is told
+at once: then GPUs are Unhealthy, not silently Healthy.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from . import logs
+from .health import NO_INSTANCE, Event
+from .nvml import NvmlSource
+from .nvml_library import LOST, TIMEOUT, describe
+from .nvml_read import handle_value
+
+log = logs.Log("nvml")
+
+WAIT_MILLISECONDS = 1000
+"""One wait: how long closing NVML may have to wait for this thread."""
+XID = 0x8
+ECC_DOUBLE = 0x2
+MIG_CHANGED = 0x100
+PAUSE_SECONDS = 0.5
+
+
+class EventMonitor:
+    """Waits for events of every GPU of a source."""
+
+    def __init__(
+        self,
+        source: NvmlSource,
+        on_event: Callable[[Event], None],
+        on_rescan: Callable[[], None],
+        on_state: Callable[[str | None], None],
+    ) -> None:
+        """All three are called in the monitor's thread and must return at once: an event; the layout changed or a GPU may
+        be lost; why no event can be heard, None when they are heard again."""
+        self._source = source
+        self._on_event = on_event
+        self._on_rescan = on_rescan
+        self._on_state = on_state
+        self._condition = threading.Condition()
+        self._waiting = False
+        self._pause = 0
+        self._set: Any = None
+        self._uuids: dict[int, str] = {}
+        self._generation = -1
+        self._stopped = False
+        self._failed: str | None = None
+        self._thread: threading.Thread | None = None
+        source.before_close = self._release
+
+    def watch(self) -> None:
+        """After a scan: watches the GPUs that it found. Cheap when they are the same. Never raises."""
+        source = self._source
+        with source.lock:
+            handles = source.handles()
+            uuids = {handle_value(handle): uuid for uuid, handle in handles.items()}
+            if not source.library.is_open or (
+                self._set is not None and uuids == self._uuids and self._generation == source.library.generation
+            ):
+                return
+            api = source.library.api
+            self._release()
+            try:
+                events = api.nvmlEventSetCreate()
+            except api.NVMLError as error:
+                self._tell(f"NVML can't watch events: {describe(error)}")
+                return
+            unwatched = {}
+            for uuid, handle in handles.items():
+                try:
+                    kinds = api.nvmlDeviceGetSupportedEventTypes(handle)
+                    if not kinds & XID:
+                        raise api.NVMLError(api.NVML_ERROR_NOT_SUPPORTED)
+                    api.nvmlDeviceRegisterEvents(handle, kinds & (XID | ECC_DOUBLE | MIG_CHANGED), events)
+                except api.NVMLError as error:
+                    if error.value in LOST:
+                        continue  # the next scan tells
+                    unwatched[uuid] = (
+                        f"its XID events can't be watched ({describe(error)}); DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
+                    )
+            changed = unwatched != source.unwatched
+            source.unwatched = unwatched
+            with self._condition:
+                self._set, self._uuids, self._generation = events, uuids, source.library.generation
+                self._condition.notify_all()
+        self._tell(None)
+        if changed:
+            self._on_rescan()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """The thread ends with its present wait; nothing is called any more."""
+        self._stopped = True
+        with self._condition:
+            self._condition.notify_all()
+
+    def _release(self) -> None:
+        """Gets the thread out of the library and frees the set. Takes up to one wait."""
+        with self._condition:
+            self._pause += 1
+            while self._waiting:
+                self._condition.wait()
+            events, self._set = self._set, None
+            self._uuids = {}
+            self._pause -= 1
+            self._condition.notify_all()
+        if events is not None and self._source.library.is_open:
+            api = self._source.library.api
+            try:
+                api.nvmlEventSetFree(events)
+            except api.NVMLError as error:
+                log.debug("event set not freed", error=str(error))
+
+    def _tell(self, reason: str | None) -> None:
+        if reason != self._failed and not self._stopped:
+            self._failed = reason
+            self._on_state(reason)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            with self._condition:
+                while (self._set is None or self._pause) and not self._stopped:
+                    self._condition.wait()
+                if self._stopped:
+                    return
+                events, uuids = self._set, self._uuids
+                api = self._source.library.api
+                self._waiting = True
+            try:
+                self._wait(api, events, uuids)
+            finally:
+                with self._condition:
+                    self._waiting = False
+                    self._condition.notify_all()
+
+    def _wait(self, api: Any, events: Any, uuids: dict[int, str]) -> None:
+        try:
+            data = api.nvmlEventSetWait_v2(events, WAIT_MILLISECONDS)
+        except api.NVMLError as error:
+            if error.value == TIMEOUT or self._stopped:
+                return
+            if error.value in LOST:
+                self._on_rescan()
+            else:
+                self._tell(f"NVML's event wait failed: {describe(error)}")
+                self._on_rescan()
+            with self._condition:
+                self._condition.wait(PAUSE_SECONDS)
+            return
+        self._tell(None)
+        if self._stopped:
+            return
+        uuid = uuids.get(handle_value(data.device))
+        if data.eventType & MIG_CHANGED:
+            self._on_rescan()
+            return
+        gi, ci = int(data.gpuInstanceId), int(data.computeInstanceId)
+        self._on_event(
+            Event(
+                gpu_uuid=uuid,
+                kind="xid" if data.eventType & XID else "ecc-double",
+                xid=int(data.eventData) if data.eventType & XID else 0,
+                gpu_instance=None if gi == NO_INSTANCE else gi,
+                compute_instance=None if ci == NO_INSTANCE else ci,
+            )
+        )

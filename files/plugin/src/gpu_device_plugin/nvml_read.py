@@ -1,0 +1,142 @@
+"""Reading single facts around NVML: calls that may not be there, sysfs, the kernel module's /proc files."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .nvml_library import GONE
+
+RECOVERY = {0: "none", 1: "reset", 2: "reboot", 3: "drain", 4: "drain", 5: "recover-imex-domain", 6: "reset", 7: "reboot"}
+_RECOVERY_FIELD = 230
+"""NVML_FI_DEV_GET_GPU_RECOVERY_ACTION."""
+_MAX_LINKS = 18
+
+
+def bus_id(raw: str | bytes) -> str:
+    """NVML's ``00000000:18:00.0`` as sysfs writes it: ``0000:18:00.0``."""
+    text = (raw.decode() if isinstance(raw, bytes) else raw).lower().strip("\0")
+    domain, _, rest = text.partition(":")
+    return f"{int(domain, 16):04x}:{rest}" if rest else text
+
+
+def handle_value(handle: Any) -> int:
+    """What makes a handle comparable."""
+    return int(ctypes.cast(handle, ctypes.c_void_p).value or 0)
+
+
+def attempt(api: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call's value; None where this GPU or driver doesn't say. Raises NVMLError when NVML itself is gone."""
+    try:
+        return call(*arguments)
+    except api.NVMLError as error:
+        if error.value in GONE:
+            raise
+        return None
+
+
+def text_of(api: Any, call: Callable[..., Any], *arguments: Any) -> str | None:
+    value = attempt(api, call, *arguments)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def cuda_version(api: Any) -> str | None:
+    number = attempt(api, api.nvmlSystemGetCudaDriverVersion_v2)
+    return None if not number else f"{number // 1000}.{number % 1000 // 10}"
+
+
+def recovery_action(api: Any, handle: Any) -> str | None:
+    value = api.nvmlDeviceGetFieldValues(handle, [_RECOVERY_FIELD])[0]
+    if value.nvmlReturn != 0:
+        return None
+    return RECOVERY.get(int(value.value.uiVal))
+
+
+def mig_profile(api: Any, device: Any) -> str:
+    """``1g.10gb``: from the device's name where it ends so, else from its attributes as nvidia-smi prints them."""
+    name = text_of(api, api.nvmlDeviceGetName, device) or ""
+    _, marker, tail = name.partition("MIG ")
+    if marker and tail:
+        return tail.strip()
+    attributes = api.nvmlDeviceGetAttributes(device)
+    gpu, compute = int(attributes.gpuInstanceSliceCount), int(attributes.computeInstanceSliceCount)
+    gigabytes = (int(attributes.memorySizeMB) + 1023) // 1024
+    prefix = f"{compute}c." if compute != gpu else ""
+    return f"{prefix}{gpu}g.{gigabytes}gb"
+
+
+def nvlink_ends(api: Any, handle: Any, by_bus: dict[str, int]) -> list[int]:
+    """For each active link of a GPU that ends at another GPU: that one's position. Links to switches don't count."""
+    ends = []
+    for link in range(_MAX_LINKS):
+        state = attempt(api, api.nvmlDeviceGetNvLinkState, handle, link)
+        if state is None:  # no such link, nor any after it
+            break
+        if state != 1:
+            continue
+        remote = attempt(api, api.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
+        position = by_bus.get(bus_id(remote.busId)) if remote is not None else None
+        if position is not None:
+            ends.append(position)
+    return ends
+
+
+def numa_node(sysfs: str, bus: str) -> int | None:
+    """K20: -1 and nothing are None."""
+    try:
+        number = int(Path(f"{sysfs}/bus/pci/devices/{bus}/numa_node").read_text())
+    except (OSError, ValueError):
+        return None
+    return number if bus and number >= 0 else None
+
+
+def bound_to_driver(sysfs: str) -> frozenset[str]:
+    """PCI addresses that the nvidia kernel module holds."""
+    try:
+        return frozenset(name for name in os.listdir(f"{sysfs}/bus/pci/drivers/nvidia") if ":" in name)  # noqa: PTH208
+    except OSError:
+        pass
+    devices = f"{sysfs}/bus/pci/devices"
+    try:
+        names = os.listdir(devices)  # noqa: PTH208
+    except OSError:
+        return frozenset()
+    return frozenset(name for name in names if _driver(f"{devices}/{name}/driver") == "nvidia")
+
+
+def _driver(link: str) -> str:
+    try:
+        return os.path.basename(os.readlink(link))  # noqa: PTH115, PTH119
+    except OSError:
+        return ""
+
+
+def proc_gpus(proc: str) -> dict[str, dict[str, str]]:
+    """PCI address -> uuid, model, minor, as the kernel module tells it even of GPUs that NVML can't read."""
+    result: dict[str, dict[str, str]] = {}
+    names = {"GPU UUID": "uuid", "Model": "model", "Device Minor": "minor"}
+    try:
+        entries = sorted(os.listdir(f"{proc}/driver/nvidia/gpus"))  # noqa: PTH208
+    except OSError:
+        return result
+    for entry in entries:
+        try:
+            text = Path(f"{proc}/driver/nvidia/gpus/{entry}/information").read_text()
+        except OSError:
+            continue
+        fields = (line.partition(":") for line in text.splitlines())
+        result[entry.lower()] = {names[k.strip()]: v.strip() for k, _, v in fields if k.strip() in names}
+    return result
+
+
+def mig_minors(proc: str) -> dict[str, int]:
+    """``gpu0/gi1/access`` -> N of /dev/nvidia-caps/nvidia-capN."""
+    try:
+        text = Path(f"{proc}/driver/nvidia-caps/mig-minors").read_text()
+    except OSError:
+        return {}
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
