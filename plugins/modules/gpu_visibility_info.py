@@ -174,15 +174,23 @@ ARGUMENTS = {
 }
 
 
+def asked_for(gpus):
+    """The ids to ask for, from a number, a text or a list. Raises ValueError."""
+    if isinstance(gpus, (list, tuple)):
+        return [str(gpu) for gpu in gpus]
+    if isinstance(gpus, int) or str(gpus).strip().isdigit():
+        return [str(index) for index in range(int(gpus))]
+    return [gpu.strip() for gpu in str(gpus).split(",") if gpu.strip()]
+
+
 def seen_by(engine, image, env, command):
     """GPU device nodes a container with this environment has."""
     try:
         return _visibility.gpu_nodes(engine.start(image, env, command))
-    except OSError as error:
-        step = "give an image that stays alive for a second"
-        raise _visibility.EngineError(
-            "request", f"the container of {image} ended at once: {error}", step
-        ) from error
+    except _visibility.EndedError:
+        if command:
+            raise
+        return _visibility.gpu_nodes(engine.start(image, env, ["sleep", "60"]))
     finally:
         engine.stop()
 
