@@ -6,7 +6,6 @@ import argparse
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import (
@@ -192,16 +191,14 @@ def _convert(option: Option, text: str, where: str, work: Load) -> None:  # noqa
     return work.put(option.field, text, where)
 
 
-def _decoder() -> ModuleType:
-    """The module that decodes, imported only where there is something to decode: it costs 40 ms and 7 MB."""
-    from . import config_file  # noqa: PLC0415
+def _decoder() -> tuple[Any, Any]:
+    """The modules that decode, imported only where there is something to decode: they cost 40 ms and 7 MB."""
+    from . import config_file, config_shapes  # noqa: PLC0415
 
-    return config_file
+    return config_file, config_shapes
 
 
-def _kind_of(name: str) -> Any:
-    from . import config_shapes as shapes  # noqa: PLC0415 - as above
-
+def _kind_of(name: str, shapes: Any) -> Any:
     return {
         "time_slicing": shapes.SharingFile,
         "mps": shapes.SharingFile,
@@ -213,12 +210,12 @@ def _kind_of(name: str) -> Any:
 
 
 def _convert_yaml(option: Option, text: str, where: str, work: Load) -> None:
-    config_file = _decoder()
+    config_file, shapes = _decoder()
     try:
         document = config_file.parse(text, where, single_line=True)
     except config_file.Unreadable as error:
         return work.faults.extend(error.faults)
-    value, faults = config_file.decode(document, _kind_of(option.field))
+    value, faults = config_file.decode(document, _kind_of(option.field, shapes))
     work.faults.extend(faults)
     if not faults:
         work.put(option.field, value, where, document)
@@ -226,14 +223,14 @@ def _convert_yaml(option: Option, text: str, where: str, work: Load) -> None:
 
 
 def _from_file(name: str, where: str, read_file: Callable[[str], str | bytes], work: Load) -> None:
-    config_file = _decoder()
+    config_file, shapes = _decoder()
     try:
         document = config_file.parse(read_file(name), name)
     except OSError as error:
         return work.fault(where, f"can't read {name}: {error.strerror or error}")
     except config_file.Unreadable as error:
         return work.faults.extend(error.faults)
-    decoded, faults = config_file.decode(document, config_file.ConfigFile)
+    decoded, faults = config_file.decode(document, shapes.ConfigFile)
     work.faults.extend(faults)
     if decoded is None:
         return None
