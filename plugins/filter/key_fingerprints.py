@@ -42,7 +42,9 @@ import hashlib
 import re
 from typing import Any, Iterator
 
-_BLOCK = re.compile(r"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
+_BLOCK = re.compile(
+    r"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL
+)
 _PUBLIC_KEY = 6  # packet tag, RFC 9580 section 5
 
 
