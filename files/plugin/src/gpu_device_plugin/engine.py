@@ -32,6 +32,10 @@ STUCK_SECONDS = 30.0
 """A scan that takes longer than this: NVML does not answer."""
 
 
+_DUE_SECONDS = 0.5
+"""No more often than this for a GPU whose quiet time is over but whose probe is not clean."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What one look gave."""
@@ -328,7 +332,7 @@ class Engine:
             self._due = None
         due = book.next_due()
         if due is not None:
-            self._due = self._loop.after(max(0.0, due - time.monotonic()) + 0.01, self._rescan)
+            self._due = self._loop.after(max(_DUE_SECONDS, due - time.monotonic()), self._rescan)
 
     def _load_book(self) -> HealthBook:
         path = Path(self.settings.state_dir) / HEALTH_FILE

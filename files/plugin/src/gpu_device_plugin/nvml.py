@@ -118,6 +118,15 @@ class NvmlSource:
         with self.lock:
             self.library.close()
 
+    def move(self, roots: tuple[str, ...], dev_root: str) -> None:
+        """From the next scan on the driver is looked for elsewhere."""
+        with self.lock:
+            self.close()
+            self.library = Library(roots)
+            self._dev_root = dev_root.rstrip("/")
+            self._known.clear()
+            self._links = ((), 0, ())
+
     # One look
 
     def _scan(self, api: Any) -> Snapshot:
