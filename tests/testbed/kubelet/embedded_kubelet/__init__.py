@@ -6,8 +6,28 @@ lists, wait_for, admit. As a program: ``python -m embedded_kubelet kubelet`` and
 
 from __future__ import annotations
 
-from .kubelet import EmbeddedKubelet
-from .manager import AdmissionError, KubeletPanicError
-from .settings import Faults, Settings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .kubelet import EmbeddedKubelet
+    from .manager import AdmissionError, KubeletPanicError
+    from .settings import Faults, Settings
 
 __all__ = ["AdmissionError", "EmbeddedKubelet", "Faults", "KubeletPanicError", "Settings"]
+
+_HOMES = {
+    "AdmissionError": "manager",
+    "EmbeddedKubelet": "kubelet",
+    "Faults": "settings",
+    "KubeletPanicError": "manager",
+    "Settings": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when asked for: ``kubelet --version`` and ``kubelet-pod`` need no gRPC."""
+    if name not in _HOMES:
+        raise AttributeError(name)
+    import importlib  # noqa: PLC0415
+
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
