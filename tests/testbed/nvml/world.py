@@ -2,7 +2,7 @@
 
 `World` keeps them together under three roots (`/dev`, `/sys`, `/proc` on a test node, a temporary directory in a
 test). Verbs change the state under a lock and write it atomically; programs that listen hear of it at once.
-Run as a program it steers the world of the machine it runs on: `world.py --help`. Standard library only.
+gpu_verbs.py is their command line. Standard library only, because it runs on test nodes too.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ class World:
             state.update(models.make_state(machine, seed, numa_nodes))
             state["dev_root"] = str(self.dev)
             state.update(settings)
+
+    def pci_only(self, machine: list[str], seed: str = "testbed", numa_nodes: int = 2) -> None:
+        """A machine whose driver is not installed: its GPUs are on the PCI bus and nowhere else."""
+        self._pci(models.make_state(machine, seed, numa_nodes))
 
     # -- verbs ---------------------------------------------------------------------------------------------------
 

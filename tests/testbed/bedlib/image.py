@@ -1,0 +1,370 @@
+"""The images: a Debian root with systemd (from mmdebstrap), the node on top of it, and what runs inside nodes.
+
+Nothing is pulled. Packages come from the machine's own apt settings, read at run time; each result is cached
+under a digest of what made it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import build_nvml
+from bedlib import engine, packages
+from bedlib.common import TESTBED, BedError, cache, digest_of, docker, run, say, step
+
+RELEASES = ("bookworm", "trixie")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+NODE_PACKAGES = (
+    "systemd systemd-sysv dbus udev kmod procps iproute2 iptables ethtool openssh-server sudo less curl "
+    "ca-certificates gnupg gpgv python3 python3-venv python3-apt python3-debian docker.io containerd runc "
+    "conntrack socat ebtables pciutils"
+).split()
+# Debian 13 splits docker's client off, and its client builds with BuildKit's plugin alone.
+NODE_PACKAGES_TRIXIE = ["docker-cli", "docker-buildx"]
+WORKLOAD_PACKAGES = ["busybox-static", "libc6"]
+PYTHON_PACKAGES = (
+    "libc6 libgcc-s1 libstdc++6 zlib1g libbz2-1.0 liblzma5 libffi8 libexpat1 libssl3 libsqlite3-0 libuuid1 libdb5.3 "
+    "libcrypt1 libtirpc3 libnsl2 python3-minimal python3.11-minimal libpython3.11-minimal libpython3.11-stdlib "
+    "media-types ca-certificates openssl busybox-static"
+).split()
+
+
+def node_image(release: str = "bookworm") -> str:
+    """The tag of the node image for this Debian release, built when it is missing."""
+    if release not in RELEASES:
+        raise BedError(f"no release {release!r}: one of {', '.join(RELEASES)}")
+    engine.ensure()
+    base = base_image(release)
+    overlay, digest = node_overlay(release)
+    tag = f"gpuops/node:{release}-{digest}"
+    if _exists(tag):
+        return tag
+    with step(f"node image {tag}"):
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as tar:
+            _text(
+                tar,
+                "Dockerfile",
+                f'FROM {base}\nADD overlay.tar /\nENTRYPOINT ["/opt/testbed/init"]\n',
+                0o644,
+            )
+            _bytes(tar, "overlay.tar", overlay(), 0o644)
+        run(
+            ["docker", "build", "-q", "-t", tag, "-"],
+            data=context.getvalue(),
+            env={**os.environ, "DOCKER_BUILDKIT": "0"},
+        )
+    return tag
+
+
+def base_image(release: str) -> str:
+    """The Debian root with all packages a node needs, as an image."""
+    wanted = NODE_PACKAGES + (NODE_PACKAGES_TRIXIE if release == "trixie" else [])
+    digest = digest_of(release, wanted, _trim(), 4)
+    tag = f"gpuops/node-base:{release}-{digest}"
+    if _exists(tag):
+        return tag
+    root = cache("rootfs", f"node-{release}-{digest}.tar")
+    if not root.exists():
+        debootstrap(root, release, wanted, "minbase", "a node's root: systemd, sshd, docker, containerd")
+    with step(f"importing {root.name} into docker"):
+        run(["docker", "import", root, tag])
+    return tag
+
+
+def node_overlay(release: str):
+    """What lies on top of Debian on a node: a function that makes the tar, and the digest that names it."""
+    nvml = build_nvml.build()
+    repository = packages.build()
+    inner = [pause_archive(), workload_archive(), python_archive()]
+    rootfs = TESTBED / "rootfs"
+    digest = digest_of(
+        release, rootfs, nvml.name, repository.name, [p.name for p in inner], TESTBED / "nvml", Path(__file__),
+        base_image(release),
+    )  # fmt: skip
+
+    def make() -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for path in sorted(rootfs.rglob("*")):
+                if "__pycache__" not in path.parts:
+                    _add(tar, path, str(path.relative_to(rootfs)))
+            for name in ("world.py", "models.py", "gpu_verbs.py"):
+                _add(tar, TESTBED / "nvml" / name, f"opt/testbed/nvml/{name}")
+            for name in ("libnvidia-ml.so.1", "nvidia-smi"):
+                _add(tar, nvml / name, f"opt/testbed/nvml/{name}")
+            for path in sorted(repository.rglob("*")):
+                _add(tar, path, f"srv/nvidia-repo/{path.relative_to(repository)}")
+            for archive in inner:
+                _add(tar, archive, f"opt/testbed/images/{archive.name}")
+        return buffer.getvalue()
+
+    return make, digest
+
+
+# -- images for inside the nodes: docker archives, made without an engine ------------------------------------------
+
+
+def pause_archive() -> Path:
+    """gpuops/pause:1, a static program that sleeps."""
+    source = TESTBED / "images/pause.c"
+    target = cache("images", f"pause-{digest_of(source)}.tar")
+    if not target.exists():
+        binary = target.with_suffix(".bin")
+        run([build_nvml.compiler(), "-static", "-Os", "-s", "-o", binary, source])
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            _bytes(tar, "pause", binary.read_bytes(), 0o755)
+        binary.unlink()
+        _image(target, "gpuops/pause:1", layer.getvalue(), {"Entrypoint": ["/pause"]})
+    return target
+
+
+def workload_archive() -> Path:
+    """gpuops/workload:1: busybox, and the C library that nvidia-smi needs."""
+    target = cache("images", f"workload-{digest_of(WORKLOAD_PACKAGES, Path(__file__))}.tar")
+    if not target.exists():
+        root = _extracted("bookworm", WORKLOAD_PACKAGES)
+        keep = re.compile(
+            r"^(bin/busybox|lib64/.*|lib/x86_64-linux-gnu/(ld-linux|libc|libdl|libm|libpthread|librt)[-.].*)$"
+        )
+        layer = _layer(
+            root,
+            lambda name: bool(keep.match(name)),
+            _busybox_links(),
+            {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"},
+        )
+        _image(
+            target,
+            "gpuops/workload:1",
+            layer,
+            {"Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
+        )
+    return target
+
+
+def python_archive() -> Path:
+    """gpuops/python:1: Python 3.11 with its standard library, the C and C++ libraries, CA certificates; no pip."""
+    target = cache("images", f"python-{digest_of(PYTHON_PACKAGES, Path(__file__))}.tar")
+    if not target.exists():
+        root = _extracted("bookworm", PYTHON_PACKAGES)
+        certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
+        files = {
+            "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+            "etc/group": "root:x:0:\nnogroup:x:65534:\n",
+            "etc/ssl/certs/ca-certificates.crt": "".join(c.read_text(encoding="utf-8") for c in certificates),
+        }
+        links = {**_busybox_links(), "usr/bin/python3": "python3.11", "usr/bin/python": "python3.11"}
+        layer = _layer(root, lambda name: not _python_trim().search(name), links, files)
+        _image(
+            target, "gpuops/python:1", layer,
+            {"Cmd": ["python3"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]},
+        )  # fmt: skip
+    return target
+
+
+def _python_trim() -> re.Pattern[str]:
+    """What the Python image can do without."""
+    return re.compile(
+        r"^(usr/share/(doc|man|locale|lintian|bug|perl5|debconf|info|pixmaps|applications|ca-certificates|binfmts|gcc|"
+        r"python3?/)|usr/lib/x86_64-linux-gnu/(gconv|audit|perl)|etc/(init|cron|default|ca-certificates|ld.so.conf.d/x86)|"
+        r"usr/sbin/|var/|usr/lib/python3\.11/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|unittest|"
+        r"distutils|dbm|curses|wsgiref|config-3)|lib/x86_64-linux-gnu/libnss_(hesiod|compat)|usr/bin/(openssl|c_rehash|"
+        r"pdb|pygettext|pydoc|py3|ld.so)|usr/lib/ssl/(misc|engines)|usr/lib/x86_64-linux-gnu/(engines-3|ossl-modules/legacy))"
+        r"|__pycache__|\.pyc$"
+    )
+
+
+def _busybox_links() -> dict[str, str]:
+    applets = (
+        "sh ls cat sleep env id echo true false test mount ps grep head tail wc sort touch mkdir rm cp mv ln find "
+        "stat readlink hostname uname date kill nproc printf sed awk tr cut df ip nc wget timeout seq"
+    )
+    return {f"bin/{name}": "busybox" for name in applets.split()}
+
+
+def _extracted(release: str, wanted: list[str]) -> Path:
+    """A directory with these packages unpacked and not configured."""
+    root = cache("rootfs", f"extract-{digest_of(release, wanted)}")
+    if root.exists():
+        return root
+    archive = root.with_suffix(".tar")
+    debootstrap(archive, release, wanted, "extract", f"unpacking {wanted[0]} and {len(wanted) - 1} more")
+    part = root.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    run(["tar", "-xf", archive, "-C", part, "--exclude=./dev/*"])
+    archive.unlink()
+    part.rename(root)
+    return root
+
+
+def _layer(root: Path, keep, links: dict[str, str], files: dict[str, str]) -> bytes:
+    """A layer of those files under `root` whose path `keep` likes, plus links and small files."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in ("bin", "etc", "root", "tmp", "usr", "usr/bin", "var", "run", "proc", "sys", "dev"):
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            tar.addfile(info)
+        for path in sorted(root.rglob("*")):
+            name = str(path.relative_to(root))
+            if (path.is_dir() and not path.is_symlink()) or not keep(name) or name in links or name in files:
+                continue
+            _add(tar, path, name)
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.mode = tarfile.SYMTYPE, target, 0o777
+            tar.addfile(info)
+        for name, text in files.items():
+            _text(tar, name, text, 0o644)
+    return layer.getvalue()
+
+
+def _image(target: Path, tag: str, layer: bytes, config: dict) -> None:
+    """A docker archive (docker load, ctr images import) with one layer."""
+    import hashlib
+    import json
+
+    diff = hashlib.sha256(layer).hexdigest()
+    about = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "created": "2024-01-01T00:00:00Z",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff}"]},
+            "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "tests/testbed"}],
+        }
+    ).encode()
+    name = hashlib.sha256(about).hexdigest()
+    manifest = json.dumps([{"Config": f"{name}.json", "RepoTags": [tag], "Layers": [f"{diff}/layer.tar"]}])
+    part = target.with_suffix(".part")
+    with tarfile.open(part, mode="w") as tar:
+        _bytes(tar, f"{name}.json", about, 0o644)
+        _bytes(tar, f"{diff}/layer.tar", layer, 0o644)
+        _text(tar, "manifest.json", manifest, 0o644)
+    part.rename(target)
+
+
+# -- Debian ----------------------------------------------------------------------------------------------------------
+
+
+def sources(release: str) -> list[str]:
+    """One-line apt sources of `release`, on the mirrors that this machine uses itself."""
+    text = ""
+    for place in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
+        if place.is_file() and place.suffix in (".list", ".sources"):
+            text += place.read_text(encoding="utf-8") + "\n\n"
+    found: list[tuple[str, str]] = []
+    for stanza in re.split(r"\n\s*\n", text):
+        fields = dict(re.findall(r"^(URIs|Suites):\s*(.+)$", stanza, re.M))
+        found += [
+            (uri, suite)
+            for uri in fields.get("URIs", "").split()
+            for suite in fields.get("Suites", "").split()
+        ]
+    found += re.findall(r"^deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)", text, re.M)
+    codename = re.search(
+        r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(encoding="utf-8"), re.M
+    )
+    own = codename.group(1) if codename else ""
+    wanted = {own: release, f"{own}-updates": f"{release}-updates", f"{own}-security": f"{release}-security"}
+    lines = [
+        f"deb [signed-by={KEYRING}] {uri} {wanted[suite]} main" for uri, suite in found if suite in wanted
+    ]
+    if not own or not any(f" {release} main" in line for line in lines):
+        raise BedError(
+            "no Debian mirror in this machine's apt settings (/etc/apt/sources.list, sources.list.d/*.sources): the test "
+            "bed makes its images from the mirror that the machine itself uses, and that must be Debian's"
+        )
+    return sorted(set(lines))
+
+
+def _trim() -> list[str]:
+    """Documentation that no test reads."""
+    return [
+        "path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/info/*",
+        "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright",
+    ]  # fmt: skip
+
+
+def debootstrap(target: Path, release: str, wanted: list[str], variant: str, what: str) -> None:
+    """A tar of a Debian root with `wanted`; downloaded packages are kept in the cache."""
+    if not shutil.which("mmdebstrap"):
+        engine.install("mmdebstrap", "debian-archive-keyring")
+    if os.geteuid() != 0:
+        raise BedError("only root can make a Debian root: run this as root")
+    debs = cache("debs", release, "x").parent
+    log = cache("mmdebstrap.log")
+    log.write_bytes(b"")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_suffix(".part.tar")
+    command = [
+        "mmdebstrap", f"--variant={variant}", "--components=main", f"--include={','.join(wanted)}",
+        '--aptopt=Apt::Install-Recommends "false"', "--dpkgopt=force-unsafe-io",
+        *[f"--dpkgopt={option}" for option in _trim()],
+        "--skip=essential/unlink", "--setup-hook=mkdir -p \"$1/var/cache/apt/archives\"",
+        f"--setup-hook=sync-in {debs} /var/cache/apt/archives/",
+        f"--customize-hook=sync-out /var/cache/apt/archives {debs}",
+        release, part, *sources(release),
+    ]  # fmt: skip
+    if variant != "extract":
+        # Nodes have no network: an empty list lets `apt-get update` succeed.
+        command[-len(sources(release)) - 2 : -len(sources(release)) - 2] = [
+            '--customize-hook=rm -rf "$1"/etc/apt/sources.list.d/* "$1"/var/lib/apt/lists/*; : >"$1/etc/apt/sources.list"; '
+            'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/resolv.conf "$1"/etc/hostname; : >"$1/etc/machine-id"',
+        ]
+    with step(f"{what} (Debian {release}; log: {log})"):
+        run(command, log=log, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        part.rename(target)
+
+
+# -- tar and docker ---------------------------------------------------------------------------------------------------
+
+
+def _exists(tag: str) -> bool:
+    return (
+        subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode == 0
+    )
+
+
+def _owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = 0
+    info.uname = info.gname = "root"
+    info.mtime = 1704067200  # the same bytes each time
+    return info
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    tar.add(path, name, recursive=False, filter=_owned)
+
+
+def _bytes(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), mode
+    tar.addfile(_owned(info), io.BytesIO(data))
+
+
+def _text(tar: tarfile.TarFile, name: str, text: str, mode: int) -> None:
+    _bytes(tar, name, text.encode(), mode)
+
+
+def build(kind: str, release: str) -> str:
+    """`testbed image KIND`: what was built, as a tag or a path."""
+    if kind == "base":
+        engine.ensure()
+        return base_image(release)
+    if kind == "workload":
+        for archive in (pause_archive(), workload_archive(), python_archive()):
+            engine.ensure()
+            say(docker("load", "-q", "-i", archive))
+        return "gpuops/pause:1 gpuops/workload:1 gpuops/python:1"
+    return node_image(release)

@@ -1,0 +1,123 @@
+"""Makes a fresh node what /etc/testbed/node.json says, before docker and the kubelet start. Runs at every boot."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "/opt/testbed/nvml")
+import world
+
+NODE = json.loads(Path("/etc/testbed/node.json").read_text(encoding="utf-8"))
+LIBRARY = Path("/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1")
+CAP_SYS_RESOURCE = 24
+DAEMON_JSON = (
+    '{"log-driver": "json-file", "features": {"buildkit": true}, "insecure-registries": ["127.0.0.0/8"]}\n'
+)
+
+
+def write(path: str, text: str, mode: int = 0o644) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
+    Path(path).chmod(mode)
+
+
+def mounted(place: str) -> bool:
+    return any(
+        line.split()[1] == place for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    )
+
+
+def hardware() -> None:
+    """GPUs on the PCI bus; with a driver also its library, device nodes and /proc files."""
+    for place in ("/sys/bus/pci/devices", "/proc/driver"):
+        if not mounted(place):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "testbed", place], check=True)
+    machine = world.here()
+    if NODE["driver"] and NODE["gpus"]:
+        if not machine.state.exists():
+            machine.start(NODE["models"], NODE["name"], NODE["numa_nodes"])
+        shutil.copy("/opt/testbed/nvml/libnvidia-ml.so.1", LIBRARY)
+        shutil.copy("/opt/testbed/nvml/nvidia-smi", "/usr/bin/nvidia-smi")
+    else:
+        machine.pci_only(NODE["models"], NODE["name"], NODE["numa_nodes"])
+
+
+def lacks_sys_resource() -> bool:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    bounding = next(line.split()[1] for line in status.splitlines() if line.startswith("CapBnd"))
+    return not int(bounding, 16) >> CAP_SYS_RESOURCE & 1
+
+
+def engines() -> None:
+    if lacks_sys_resource():
+        shutil.copy("/opt/testbed/runc-wrapper", "/usr/local/sbin/runc")
+    if not NODE["first_boot"]:
+        return
+    if NODE["engine"] == "none":
+        for name in (
+            "docker",
+            "dockerd",
+            "docker-init",
+            "docker-proxy",
+            "containerd",
+            "containerd-shim-runc-v2",
+            "ctr",
+        ):
+            Path("/usr/bin", name).unlink(missing_ok=True)
+            Path("/usr/sbin", name).unlink(missing_ok=True)
+        for unit in ("docker.service", "docker.socket", "containerd.service"):
+            write(f"/etc/systemd/system/{unit}", "")
+            Path("/etc/systemd/system", unit).unlink()
+            Path("/etc/systemd/system", unit).symlink_to("/dev/null")
+        return
+    write("/etc/docker/daemon.json", DAEMON_JSON)
+
+
+def access() -> None:
+    write("/root/.ssh/authorized_keys", NODE["public_key"], 0o600)
+    os.chmod("/root/.ssh", 0o700)
+    if not Path("/etc/ssh/ssh_host_ed25519_key").exists():
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key"], check=True
+        )
+
+
+def kubelet() -> None:
+    """Files in kubeadm's form; the program itself was copied by `testbed up`."""
+    if NODE["kubelet"] == "none" or not NODE["first_boot"]:
+        return
+    docker = NODE["engine"] == "docker"
+    flags = ["--pod-infra-container-image=gpuops/pause:1", f"--hostname-override={NODE['name']}"]
+    if docker:
+        flags.append("--network-plugin=cni")
+    else:
+        flags += [
+            "--container-runtime=remote",
+            "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
+        ]
+    write("/var/lib/kubelet/kubeadm-flags.env", f'KUBELET_KUBEADM_ARGS="{" ".join(flags)}"\n')
+    write(
+        "/etc/default/kubelet",
+        f"KUBELET_EXTRA_ARGS={'--feature-gates=DevicePlugins=false' if NODE['gate_off'] else ''}\n",
+    )
+    write(
+        "/var/lib/kubelet/config.yaml", Path("/opt/testbed/kubelet-config.yaml").read_text(encoding="utf-8")
+    )
+    for place in ("/etc/kubernetes/manifests", "/var/lib/kubelet/device-plugins", "/opt/cni/bin"):
+        Path(place).mkdir(parents=True, exist_ok=True)
+    write(
+        "/etc/cni/net.d/10-loopback.conflist",
+        '{"cniVersion": "0.3.1", "name": "loopback", "plugins": [{"type": "loopback"}]}\n',
+    )
+
+
+if __name__ == "__main__":
+    hardware()
+    engines()
+    access()
+    kubelet()
+    NODE["first_boot"] = False
+    write("/etc/testbed/node.json", json.dumps(NODE, indent=1))
