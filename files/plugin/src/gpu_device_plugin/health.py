@@ -1,20 +1,32 @@
-"""What is wrong with which GPU: judged from events and probes, without touching any; :mod:`xids` has the table."""
+"""What is wrong with which GPU: judged from events and probes, without touching any; :mod:`xids` has the table,
+:mod:`troubles` the shapes."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from .config import HealthSettings
+from .troubles import (
+    FOUND,
+    NO_INSTANCE,
+    PASSING,
+    Event,
+    Probe,
+    Trouble,
+    found_by,
+    wants_reset,
+    was_reset,
+)
 from .xids import FATAL, IGNORE, PENDING, TRANSIENT, UNKNOWN, XIDS, checks_disabled, kind_of, xids_only
+
+__all__ = ["Event", "HealthBook", "Probe", "Trouble", "load_book"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-NO_INSTANCE = 0xFFFFFFFF
-"""NVML's "no GPU instance, no compute instance"."""
 
 MAX_QUIET_SECONDS = 3600.0
 """Where the doubling of the quiet time ends."""
@@ -28,79 +40,6 @@ _NEXT_STEP = {
     TRANSIENT: "it comes back by itself when it stays quiet",
     FATAL: "reset the GPU (nvidia-smi --gpu-reset) or reboot the node; if it returns, replace the GPU",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One NVML event. ``gpu_uuid`` None: the GPU could not be told, so it hits all of them."""
-
-    gpu_uuid: str | None
-    kind: str = "xid"
-    """``xid``, ``ecc-double`` or ``ecc-single``."""
-    xid: int = 0
-    gpu_instance: int | None = None
-    """None or NO_INSTANCE: the whole GPU."""
-    compute_instance: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one look at a GPU through NVML showed. None: the GPU or driver doesn't say."""
-
-    gpu_uuid: str
-    lost: bool = False
-    """NVML_ERROR_GPU_IS_LOST, or it is gone from the bus."""
-    unreadable: str | None = None
-    """Any other NVML error, in words."""
-    ecc_double_bit: int | None = None
-    """Volatile uncorrected count (since driver load or reset)."""
-    remap_pending: bool = False
-    """Row remapping or page retirement pending: a reset applies it."""
-    remap_failed: bool = False
-    recovery_action: str | None = None
-    """NVML_FI_DEV_GET_GPU_RECOVERY_ACTION in words: ``none``, ``reset``, ``reboot``, ``drain``."""
-    generation: str | None = None
-    """Anything that changes when the driver is loaded anew or the GPU is reset, and at no other time."""
-
-    @property
-    def answers(self) -> bool:
-        """Whether the GPU could be read at all."""
-        return not self.lost and self.unreadable is None
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """One thing that makes a GPU or slice Unhealthy."""
-
-    gpu_uuid: str | None
-    """None: every GPU."""
-    code: str
-    """``xid-79``, ``ecc-double``, ``remap-pending``, ``remap-failed``, ``recovery``, ``lost``, ``unreadable``,
-    ``monitor``."""
-    kind: str
-    """``transient`` or ``fatal``; ``lost``, ``unreadable`` and ``monitor`` end as soon as they are over."""
-    text: str
-    gpu_instance: int | None = None
-    compute_instance: int | None = None
-    since: float = 0.0
-    """Wall clock, seconds."""
-    quiet_until: float = 0.0
-    """Monotonic, seconds; a transient trouble goes with the first clean probe after it."""
-
-    @property
-    def key(self) -> tuple[str | None, str, int | None, int | None]:
-        """What makes two of them the same."""
-        return self.gpu_uuid, self.code, self.gpu_instance, self.compute_instance
-
-    def hits(self, gpu_uuid: str, gpu_instance: int | None, compute_instance: int | None) -> bool:
-        """Whether this GPU or slice is ill of it. A whole GPU is ill of its slices' troubles."""
-        if self.gpu_uuid not in (None, gpu_uuid):
-            return False
-        if self.gpu_instance is None or gpu_instance is None:
-            return True
-        return self.gpu_instance == gpu_instance and (
-            self.compute_instance is None or compute_instance in (None, self.compute_instance)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +60,7 @@ Place = tuple[str | None, int | None, int | None]
 class HealthBook:
     """All that is known of the GPUs' health; every change gives a new book."""
 
-    settings: HealthSettings = HealthSettings()
+    settings: HealthSettings = field(default_factory=HealthSettings)
     boot_id: str = ""
     troubles: tuple[Trouble, ...] = ()
     strikes: tuple[tuple[Place, _Strikes], ...] = ()
@@ -141,7 +80,7 @@ class HealthBook:
 
         def stays(trouble: Trouble) -> bool:
             xid = _xid_of(trouble.code)
-            if trouble.code in _PASSING:
+            if trouble.code in PASSING:
                 return trouble.code != "monitor" or every
             return every and (some if xid is None else kind_of(xid, settings) != IGNORE)
 
@@ -168,7 +107,7 @@ class HealthBook:
         book = self
         if kind == PENDING:
             last = dict(self.marks).get(event.gpu_uuid or "")
-            kind = FATAL if last is not None and _wants_reset(last) else TRANSIENT
+            kind = FATAL if last is not None and wants_reset(last) else TRANSIENT
             if event.gpu_uuid is not None:
                 book = replace(book, asked=tuple(sorted({*book.asked, event.gpu_uuid})))
         gpu_instance = None if row.whole_gpu else _instance(event.gpu_instance)
@@ -220,16 +159,16 @@ class HealthBook:
         book = replace(self, asked=tuple(gpu for gpu in self.asked if gpu != uuid))
         if look.answers:
             before = dict(self.marks).get(uuid)
-            if before is not None and _was_reset(before, look):
+            if before is not None and was_reset(before, look):
                 book = book._without(uuid, lambda trouble: True)
             book = replace(book, marks=_put(book.marks, uuid, look))
-            found = [] if not book.watch_events or xids_only(book.settings) else _found(look, wall)
+            found = [] if not book.watch_events or xids_only(book.settings) else found_by(look, wall)
         else:
             code = "lost" if look.lost else "unreadable"
             text = "GPU is lost" if look.lost else f"GPU can't be read ({look.unreadable})"
             found = [Trouble(uuid, code, TRANSIENT, text, since=wall)]
         codes = {trouble.code for trouble in found}
-        over = {"lost", "unreadable"} - codes if not look.answers else {"lost", "unreadable", *_FOUND} - codes
+        over = {"lost", "unreadable"} - codes if not look.answers else {"lost", "unreadable", *FOUND} - codes
         book = book._without(uuid, lambda trouble: trouble.code in over)
         if codes:
             book = book._postponed(uuid, now + RECHECK_SECONDS)
@@ -239,7 +178,7 @@ class HealthBook:
             )
         for trouble in found:
             book = book._with(trouble)
-        return book._now_fatal(uuid) if look.answers and _wants_reset(look) else book
+        return book._now_fatal(uuid) if look.answers and wants_reset(look) else book
 
     def _now_fatal(self, uuid: str) -> HealthBook:
         """XIDs 63 and 64 are fatal once it is clear that a reset is pending."""
@@ -335,13 +274,13 @@ class HealthBook:
         if not troubles:
             return None
         texts = "; ".join(dict.fromkeys(trouble.text for trouble in troubles))
-        passing = all(trouble.code in _PASSING for trouble in troubles)
+        passing = all(trouble.code in PASSING for trouble in troubles)
         return texts if passing else f"{texts}: {_NEXT_STEP[troubles[0].kind]}"
 
     def to_json(self, now: float) -> str:
-        """What must outlive restarts (``health.json`` in state_dir): fatal and transient troubles, and the marks by which
-        a reset is seen. Monotonic times become seconds that are left."""
-        kept = [t for t in self.troubles if t.code not in _PASSING]
+        """What must outlive restarts (``health.json`` in state_dir): fatal and transient troubles, and the marks by
+        which a reset is seen. Monotonic times become seconds that are left."""
+        kept = [t for t in self.troubles if t.code not in PASSING]
         return json.dumps(
             {
                 "version": 1,
@@ -354,44 +293,6 @@ class HealthBook:
         )
 
 
-_PASSING = ("lost", "unreadable", "monitor")
-"""Codes of what ends by itself as soon as it is over."""
-
-_FOUND = ("ecc-double-count", "remap-pending", "remap-failed", "recovery")
-"""Codes of what probes find; they end when a probe doesn't find them any more."""
-
-
-def _found(result: Probe, wall: float) -> list[Trouble]:
-    found = []
-    if result.ecc_double_bit:
-        text = f"{result.ecc_double_bit} double-bit ECC errors since the driver was loaded"
-        found.append(Trouble(result.gpu_uuid, "ecc-double-count", FATAL, text, since=wall))
-    if result.remap_pending:
-        text = "row remapping or page retirement is pending"
-        found.append(Trouble(result.gpu_uuid, "remap-pending", FATAL, text, since=wall))
-    if result.remap_failed:
-        found.append(Trouble(result.gpu_uuid, "remap-failed", FATAL, "row remapping failed", since=wall))
-    if result.recovery_action not in (None, "none"):
-        text = f"the driver asks for recovery: {result.recovery_action}"
-        found.append(Trouble(result.gpu_uuid, "recovery", FATAL, text, since=wall))
-    return found
-
-
-def _wants_reset(result: Probe) -> bool:
-    return result.remap_pending or result.remap_failed or result.recovery_action not in (None, "none")
-
-
-def _was_reset(before: Probe, after: Probe) -> bool:
-    """A reset (or a reload of the driver) between two probes: volatile counts fell, what was pending is done, the driver
-    no longer asks for one, or the generation is another."""
-    old, new = before.ecc_double_bit, after.ecc_double_bit
-    fell = old is not None and new is not None and new < old
-    done = before.remap_pending and not after.remap_pending
-    asked = before.recovery_action in ("reset", "reboot", "drain") and after.recovery_action == "none"
-    anew = None not in (before.generation, after.generation) and before.generation != after.generation
-    return fell or done or asked or anew
-
-
 def _forgiven(struck: _Strikes, now: float) -> bool:
     return now - struck.last > struck.quiet * FORGIVE_AFTER
 
@@ -402,7 +303,7 @@ def _instance(number: int | None) -> int | None:
 
 def _waits(trouble: Trouble) -> bool:
     """Whether a clean probe after its quiet time is what it waits for."""
-    return trouble.kind == TRANSIENT and trouble.code not in _PASSING
+    return trouble.kind == TRANSIENT and trouble.code not in PASSING
 
 
 def _xid_of(code: str) -> int | None:
@@ -449,7 +350,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def _revived(kind: type[K], item: dict[str, Any]) -> K:
     """A dataclass from its JSON. Raises TypeError where a field is missing, unknown or of another type."""
-    for field in fields(kind):  # type: ignore[arg-type]
-        if not isinstance(item[field.name], _TYPES[str(field.type)]):
-            raise TypeError(f"{field.name} is {item[field.name]!r}")
+    for part in fields(kind):  # type: ignore[arg-type]
+        if not isinstance(item[part.name], _TYPES[str(part.type)]):
+            raise TypeError(f"{part.name} is {item[part.name]!r}")
+    if not all(math.isfinite(value) for value in item.values() if isinstance(value, float)):
+        raise ValueError("not a finite number")
     return kind(**item)
