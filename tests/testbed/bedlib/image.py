@@ -11,11 +11,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import build_nvml
-from bedlib import engine, packages
+
+from bedlib import engine, kubelet_install, packages
 from bedlib.common import TESTBED, BedError, cache, digest_of, docker, run, say, step
 
 RELEASES = ("bookworm", "trixie")
@@ -28,12 +30,6 @@ NODE_PACKAGES = (
 ).split()
 # Debian 13 splits docker's client off, and its client builds with BuildKit's plugin alone.
 NODE_PACKAGES_TRIXIE = ["docker-cli", "docker-buildx"]
-WORKLOAD_PACKAGES = ["busybox-static", "libc6"]
-PYTHON_PACKAGES = (
-    "libc6 libgcc-s1 libstdc++6 zlib1g libbz2-1.0 liblzma5 libffi8 libexpat1 libssl3 libsqlite3-0 libuuid1 libdb5.3 "
-    "libcrypt1 libtirpc3 libnsl2 python3-minimal python3.11-minimal libpython3.11-minimal libpython3.11-stdlib "
-    "media-types ca-certificates openssl busybox-static"
-).split()
 
 
 def node_image(release: str = "bookworm") -> str:
@@ -83,10 +79,11 @@ def node_overlay(release: str):
     """What lies on top of Debian on a node: a function that makes the tar, and the digest that names it."""
     nvml = build_nvml.build()
     repository = packages.build()
-    inner = [pause_archive(), workload_archive(), python_archive()]
+    inner = inner_archives()
+    python = kubelet_install.python_packages(release)
     rootfs = TESTBED / "rootfs"
     digest = digest_of(
-        release, rootfs, nvml.name, repository.name, [p.name for p in inner], TESTBED / "nvml", Path(__file__),
+        release, rootfs, nvml.name, repository.name, [p.name for p in inner], python.name, TESTBED / "nvml", Path(__file__),
         base_image(release),
     )  # fmt: skip
 
@@ -102,6 +99,8 @@ def node_overlay(release: str):
                 _add(tar, nvml / name, f"opt/testbed/nvml/{name}")
             for path in sorted(repository.rglob("*")):
                 _add(tar, path, f"srv/nvidia-repo/{path.relative_to(repository)}")
+            for path in sorted(python.rglob("*")):
+                _add(tar, path, f"opt/testbed/python/{path.relative_to(python)}")
             for archive in inner:
                 _add(tar, archive, f"opt/testbed/images/{archive.name}")
         return buffer.getvalue()
@@ -109,149 +108,19 @@ def node_overlay(release: str):
     return make, digest
 
 
-# -- images for inside the nodes: docker archives, made without an engine ------------------------------------------
+# -- images for inside the nodes ----------------------------------------------------------------------------------------
 
 
-def pause_archive() -> Path:
-    """gpuops/pause:1, a static program that sleeps."""
-    source = TESTBED / "images/pause.c"
-    target = cache("images", f"pause-{digest_of(source)}.tar")
-    if not target.exists():
-        binary = target.with_suffix(".bin")
-        run([build_nvml.compiler(), "-static", "-Os", "-s", "-o", binary, source])
-        layer = io.BytesIO()
-        with tarfile.open(fileobj=layer, mode="w") as tar:
-            _bytes(tar, "pause", binary.read_bytes(), 0o755)
-        binary.unlink()
-        _image(target, "gpuops/pause:1", layer.getvalue(), {"Entrypoint": ["/pause"]})
-    return target
-
-
-def workload_archive() -> Path:
-    """gpuops/workload:1: busybox, and the C library that nvidia-smi needs."""
-    target = cache("images", f"workload-{digest_of(WORKLOAD_PACKAGES, Path(__file__))}.tar")
-    if not target.exists():
-        root = _extracted("bookworm", WORKLOAD_PACKAGES)
-        keep = re.compile(
-            r"^(bin/busybox|lib64/.*|lib/x86_64-linux-gnu/(ld-linux|libc|libdl|libm|libpthread|librt)[-.].*)$"
-        )
-        layer = _layer(
-            root,
-            lambda name: bool(keep.match(name)),
-            _busybox_links(),
-            {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n"},
-        )
-        _image(
-            target,
-            "gpuops/workload:1",
-            layer,
-            {"Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
-        )
-    return target
-
-
-def python_archive() -> Path:
-    """gpuops/python:1: Python 3.11 with its standard library, the C and C++ libraries, CA certificates; no pip."""
-    target = cache("images", f"python-{digest_of(PYTHON_PACKAGES, Path(__file__))}.tar")
-    if not target.exists():
-        root = _extracted("bookworm", PYTHON_PACKAGES)
-        certificates = sorted((root / "usr/share/ca-certificates").rglob("*.crt"))
-        files = {
-            "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
-            "etc/group": "root:x:0:\nnogroup:x:65534:\n",
-            "etc/ssl/certs/ca-certificates.crt": "".join(c.read_text(encoding="utf-8") for c in certificates),
-        }
-        links = {**_busybox_links(), "usr/bin/python3": "python3.11", "usr/bin/python": "python3.11"}
-        layer = _layer(root, lambda name: not _python_trim().search(name), links, files)
-        _image(
-            target, "gpuops/python:1", layer,
-            {"Cmd": ["python3"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]},
-        )  # fmt: skip
-    return target
-
-
-def _python_trim() -> re.Pattern[str]:
-    """What the Python image can do without."""
-    return re.compile(
-        r"^(usr/share/(doc|man|locale|lintian|bug|perl5|debconf|info|pixmaps|applications|ca-certificates|binfmts|gcc|"
-        r"python3?/)|usr/lib/x86_64-linux-gnu/(gconv|audit|perl)|etc/(init|cron|default|ca-certificates|ld.so.conf.d/x86)|"
-        r"usr/sbin/|var/|usr/lib/python3\.11/(test|idlelib|lib2to3|tkinter|turtledemo|ensurepip|pydoc_data|unittest|"
-        r"distutils|dbm|curses|wsgiref|config-3)|lib/x86_64-linux-gnu/libnss_(hesiod|compat)|usr/bin/(openssl|c_rehash|"
-        r"pdb|pygettext|pydoc|py3|ld.so)|usr/lib/ssl/(misc|engines)|usr/lib/x86_64-linux-gnu/(engines-3|ossl-modules/legacy))"
-        r"|__pycache__|\.pyc$"
-    )
-
-
-def _busybox_links() -> dict[str, str]:
-    applets = (
-        "sh ls cat sleep env id echo true false test mount ps grep head tail wc sort touch mkdir rm cp mv ln find "
-        "stat readlink hostname uname date kill nproc printf sed awk tr cut df ip nc wget timeout seq"
-    )
-    return {f"bin/{name}": "busybox" for name in applets.split()}
-
-
-def _extracted(release: str, wanted: list[str]) -> Path:
-    """A directory with these packages unpacked and not configured."""
-    root = cache("rootfs", f"extract-{digest_of(release, wanted)}")
-    if root.exists():
-        return root
-    archive = root.with_suffix(".tar")
-    debootstrap(archive, release, wanted, "extract", f"unpacking {wanted[0]} and {len(wanted) - 1} more")
-    part = root.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    run(["tar", "-xf", archive, "-C", part, "--exclude=./dev/*"])
-    archive.unlink()
-    part.rename(root)
-    return root
-
-
-def _layer(root: Path, keep, links: dict[str, str], files: dict[str, str]) -> bytes:
-    """A layer of those files under `root` whose path `keep` likes, plus links and small files."""
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        for name in ("bin", "etc", "root", "tmp", "usr", "usr/bin", "var", "run", "proc", "sys", "dev"):
-            info = tarfile.TarInfo(name)
-            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
-            tar.addfile(info)
-        for path in sorted(root.rglob("*")):
-            name = str(path.relative_to(root))
-            if (path.is_dir() and not path.is_symlink()) or not keep(name) or name in links or name in files:
-                continue
-            _add(tar, path, name)
-        for name, target in links.items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.mode = tarfile.SYMTYPE, target, 0o777
-            tar.addfile(info)
-        for name, text in files.items():
-            _text(tar, name, text, 0o644)
-    return layer.getvalue()
-
-
-def _image(target: Path, tag: str, layer: bytes, config: dict) -> None:
-    """A docker archive (docker load, ctr images import) with one layer."""
-    import hashlib
-    import json
-
-    diff = hashlib.sha256(layer).hexdigest()
-    about = json.dumps(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "created": "2024-01-01T00:00:00Z",
-            "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff}"]},
-            "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "tests/testbed"}],
-        }
-    ).encode()
-    name = hashlib.sha256(about).hexdigest()
-    manifest = json.dumps([{"Config": f"{name}.json", "RepoTags": [tag], "Layers": [f"{diff}/layer.tar"]}])
-    part = target.with_suffix(".part")
-    with tarfile.open(part, mode="w") as tar:
-        _bytes(tar, f"{name}.json", about, 0o644)
-        _bytes(tar, f"{diff}/layer.tar", layer, 0o644)
-        _text(tar, "manifest.json", manifest, 0o644)
-    part.rename(target)
+def inner_archives() -> list[Path]:
+    """gpuops/pause:1, workload:1 and python:1 as archives (images/build.py makes them)."""
+    command = [sys.executable, TESTBED / "images/build.py"]
+    done = run(command, check=False)
+    if done.returncode:
+        # apt-get download needs package lists, and a fresh machine has none.
+        say("renewing the package lists")
+        run(["apt-get", "update"])
+        done = run(command)
+    return [Path(line) for line in done.stdout.decode().split()]
 
 
 # -- Debian ----------------------------------------------------------------------------------------------------------
@@ -363,8 +232,8 @@ def build(kind: str, release: str) -> str:
         engine.ensure()
         return base_image(release)
     if kind == "workload":
-        for archive in (pause_archive(), workload_archive(), python_archive()):
-            engine.ensure()
+        engine.ensure()
+        for archive in inner_archives():
             say(docker("load", "-q", "-i", archive))
         return "gpuops/pause:1 gpuops/workload:1 gpuops/python:1"
     return node_image(release)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import models
+
 from bedlib import image, kubelet_install
 from bedlib.common import BedError, cache, docker, out, run, say, step, wait_until
 

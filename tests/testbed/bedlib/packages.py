@@ -37,7 +37,7 @@ class Package:
 
 
 def _toolkit(version: str) -> list[Package]:
-    upstream = version.split("-")[0]
+    upstream = version.split("-", maxsplit=1)[0]
     library = f"usr/lib/x86_64-linux-gnu/libnvidia-container.so.{upstream}"
 
     def source(name: str) -> str:
@@ -115,6 +115,8 @@ def build() -> Path:
             part = Path(tempfile.mkdtemp(prefix="part-", dir=target.parent))
             part.chmod(0o755)
             (part / "deb").mkdir()
+            # NVIDIA's own list says `<address>/deb/$(ARCH) /`: both spellings lead to the same files.
+            (part / "deb/amd64").symlink_to(".")
             for package in catalogue():
                 _deb(package, part / "deb")
             _sign(part)
