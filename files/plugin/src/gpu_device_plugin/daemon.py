@@ -119,12 +119,10 @@ class Daemon:
             log.warning("setting without effect", text=warning)
         try:
             self.link = self._make_link()
-            self._open_status()
             self._open_metrics()
         except OSError as error:
-            log.error("can't start", problem=str(error))
-            self._close()
-            return 1
+            self.fail(f"can't start: {error}")
+        self._open_status()
         self._open_reporter()
         if self.settings.config_file:
             self._watch = FileWatch(self.loop, self.settings.config_file, self.reload)
@@ -326,7 +324,11 @@ class Daemon:
     def _open_status(self) -> None:
         if self._status is not None:
             self._status.close()
-        self._status = StatusServer(self.loop, self.settings.run_dir, lambda: report(self))
+            self._status = None
+        try:
+            self._status = StatusServer(self.loop, self.settings.run_dir, lambda: report(self))
+        except OSError as error:  # GPUs can be served without
+            log.warning("`status` can't be answered", problem=str(error))
 
     def _open_metrics(self) -> None:
         if self.metrics is not None:
