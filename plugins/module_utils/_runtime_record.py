@@ -8,7 +8,9 @@ JSON configuration can't carry a comment, so what stood there before us is writt
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from typing import Any
 
 from . import _files
@@ -44,3 +46,5 @@ def save(module: Any, path: str, key: str, entry: dict[str, Any]) -> None:
         _files.replace(module, path, json.dumps(entries, indent=2, sort_keys=True) + "\n", mode=0o600)
     elif text is not None:
         _files.remove(path)
+        with contextlib.suppress(OSError):  # ours as well, unless backups of drop-ins lie in it
+            os.rmdir(os.path.dirname(path))

@@ -366,10 +366,11 @@ def _run(module: AnsibleModule) -> dict[str, Any]:
             # Twice: before the files, so that an undo is known whenever we die; after them, with the backups.
             _runtime_record.save(module, record_path, key, {**new, "written": mark})
             backups = _apply(module, plan)
-            new["written"] = {**mark, "ticks": _runtime_probe.uptime_ticks(), "backups": backups}
+            if action != NONE:
+                new["written"] = {**mark, "ticks": _runtime_probe.uptime_ticks(), "backups": backups}
         elif written and action != NONE:
             new["written"] = written
-        if new != stored:
+        if new != stored or plan.changed:
             _runtime_record.save(module, record_path, key, new)
     for warning in plan.warnings:
         module.warn(warning)
