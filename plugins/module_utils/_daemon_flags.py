@@ -157,8 +157,13 @@ def _expand(command: list[Word], variables: dict[str, Word]) -> list[Word]:
     return words
 
 
-def process_command(names: tuple[str, ...], proc: str = "/proc") -> tuple[Optional[int], list[Word]]:
-    """Pid and words of the oldest process of this pid namespace whose program has one of these names."""
+def process_command(
+    names: tuple[str, ...], proc: str = "/proc", not_with: str = ""
+) -> tuple[Optional[int], list[Word]]:
+    """Pid and words of the oldest process of this pid namespace whose program has one of these names.
+
+    A process with a word that ends in ``not_with`` is another one's: dockerd starts a containerd of its own.
+    """
     own = _namespace(proc, "self")
     found: list[tuple[int, int, list[Word]]] = []
     for entry in os.listdir(proc) if os.path.isdir(proc) else []:
@@ -168,6 +173,8 @@ def process_command(names: tuple[str, ...], proc: str = "/proc") -> tuple[Option
             with open(os.path.join(proc, entry, "cmdline"), "rb") as stream:
                 words = [word.decode("utf-8", "replace") for word in stream.read().split(b"\0")[:-1]]
         except OSError:
+            continue
+        if not_with and any(word.endswith(not_with) for word in words):
             continue
         # Words of the daemons of nested containers are seen from the host as well: other namespace, not ours.
         if not words or os.path.basename(words[0]) not in names or _namespace(proc, entry) != own:
@@ -220,10 +227,14 @@ def flags(words: list[Word]) -> list[Flag]:
 
 
 def daemon_flags(
-    unit: str, programs: tuple[str, ...], directories: tuple[str, ...] = UNIT_DIRECTORIES, proc: str = "/proc"
+    unit: str,
+    programs: tuple[str, ...],
+    directories: tuple[str, ...] = UNIT_DIRECTORIES,
+    proc: str = "/proc",
+    not_with: str = "",
 ) -> tuple[Optional[int], list[Flag]]:
     """Pid of the running daemon (or None) and its flags; one given by a file is named by that file alone."""
     from_files = flags(unit_command(unit, directories))
-    pid, words = process_command(programs, proc)
+    pid, words = process_command(programs, proc, not_with)
     known = {(flag.name, flag.value) for flag in from_files}
     return pid, from_files + [flag for flag in flags(words) if (flag.name, flag.value) not in known]

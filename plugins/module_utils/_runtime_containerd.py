@@ -25,6 +25,7 @@ from ._runtime import NONE, RESTART, FileEdit, Plan, Refusal, Want, version_tupl
 
 UNIT = "containerd.service"
 PROGRAMS = ("containerd",)
+DOCKERS_OWN = "/docker/containerd/containerd.toml"  # the configuration of the containerd that dockerd starts itself
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
 DEFAULT_DROPIN = "/etc/containerd/conf.d/99-nvidia.toml"
 CRI_TABLES = {1: "cri", 2: "io.containerd.grpc.v1.cri"}
@@ -282,6 +283,11 @@ def plan_present(loaded: Loaded, want: Want, engine_version: str, record: dict[s
         document = toml.parse(new_main)
     number = _config_version(loaded.config_path, document)
     table, merges = cri_table(number), engine >= MERGES_SINCE
+    if number > 2 and engine and engine < (2,):
+        raise Refusal(
+            f"{loaded.config_path}: key version is {number}, but containerd {engine_version} reads 1 and 2; no file "
+            "changed. Correct it, or upgrade containerd."
+        )
     if want.cdi and engine and engine < CDI_SINCE:
         raise Refusal(
             f"{loaded.config_path}: enable_cdi needs containerd 1.7 or later, this is {engine_version}; no file changed. "
@@ -328,11 +334,15 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
     others: list[FileEdit] = []
     if new_main is not None:
         for path, item in record.get("disabled", []):
+            text = new_main if path == loaded.config_path else loaded.others.get(path)
+            # Where the administrator has dropped the list since, there is nothing to bring back.
+            if text is None or item in _parse(path, text).value.get("disabled_plugins", [item]):
+                continue
+            restored = toml.add_to_root_array(text, "disabled_plugins", item)
             if path == loaded.config_path:
-                new_main = toml.add_to_root_array(new_main, "disabled_plugins", item)
-            elif path in loaded.others:
-                restored = toml.add_to_root_array(loaded.others[path], "disabled_plugins", item)
-                others.append(FileEdit(path, loaded.others[path], restored))
+                new_main = restored
+            else:
+                others.append(FileEdit(path, text, restored))
         if record.get("import"):
             new_main = toml.remove_from_root_array(
                 new_main, "imports", record["import"], bool(record.get("import_line"))

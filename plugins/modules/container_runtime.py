@@ -250,7 +250,9 @@ def _containerd(params: dict[str, Any], record: dict[str, Any]) -> Engine:
     path = params["config_path"] or _runtime_containerd.DEFAULT_CONFIG
     dropin = params["dropin_path"] or _runtime_containerd.DEFAULT_DROPIN
     want, adding = _want(params), params["state"] == "present"
-    pid, flags = daemon_flags(_runtime_containerd.UNIT, _runtime_containerd.PROGRAMS)
+    pid, flags = daemon_flags(
+        _runtime_containerd.UNIT, _runtime_containerd.PROGRAMS, not_with=_runtime_containerd.DOCKERS_OWN
+    )
     version = _runtime_probe.program_version("containerd")
     files = _runtime_containerd.load(path, dropin)
     if adding:

@@ -91,3 +91,12 @@ def test_a_flag_of_a_file_is_not_told_twice(tmp_path: Path) -> None:
     process(tmp_path, 7, ["/usr/sbin/dockerd", "--default-runtime=kata"], 50)
     _pid, flags = daemon.daemon_flags("docker.service", ("dockerd",), (str(tmp_path),), str(tmp_path))
     assert flags == [daemon.Flag("default-runtime", "kata", f"{unit}:2")]
+
+
+def test_the_containerd_that_dockerd_started_is_not_taken_for_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "self/ns").mkdir(parents=True)
+    os.symlink("pid:[1]", tmp_path / "self/ns/pid")
+    process(tmp_path, 7, ["containerd", "--config", "/var/run/docker/containerd/containerd.toml"], 5)
+    process(tmp_path, 9, ["containerd"], 50)
+    pid, _words = daemon.process_command(("containerd",), str(tmp_path), "/docker/containerd/containerd.toml")
+    assert pid == 9
