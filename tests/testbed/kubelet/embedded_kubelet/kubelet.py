@@ -223,6 +223,24 @@ class EmbeddedKubelet:
         self.pods.change(name, phase="Running")
         return self.pods.get(name) or pod
 
+    def start_container(self, name: str) -> None:
+        """Its container died and is started again: no Allocate, but PreStartContainer (K26). Raises AdmissionError."""
+        pod = self.pods.get(name)
+        if pod is None:
+            raise AdmissionError(f"no pod {name}")
+        self._manager().pre_start(pod.uid, pod.container)
+
+    def readmit(self, name: str) -> None:
+        """After a restart of the kubelet, for a pod whose container does not run (K13). Raises AdmissionError."""
+        pod = self.pods.get(name)
+        if pod is None:
+            raise AdmissionError(f"no pod {name}")
+        try:
+            self._manager().allocate(pod.uid, pod.container, pod.limits)
+        except AdmissionError as error:
+            self.pods.change(name, phase="Failed", reason=f"UnexpectedAdmissionError: {error}")
+            raise
+
     def remove_pod(self, name: str) -> None:
         """The pod is gone; its devices are free at the next allocation, and for PodResources at once."""
         pod = self.pods.remove(name)

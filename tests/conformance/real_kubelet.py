@@ -1,0 +1,238 @@
+"""A real kubelet on this machine: its own mount namespace, a runtime that runs nothing, static pods, no API server.
+
+It needs root and a binary: KUBERNETES_BIN_DIR/kubelet, or the one that tests/testbed/kubernetes/build.sh left in the
+cache. It touches no cgroup, no iptables, and no address but 127.0.0.1; its /var/lib/kubelet is a directory of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from fake_cri import FakeRuntime
+from fake_plugin import wait_until
+from nodes import Node, PodOutcome
+
+CACHE = Path(os.environ.get("GPUOPS_CACHE", Path.home() / ".cache/gpuops"))
+PORTS = {"port": 21250, "read_only": 21255, "healthz": 21248}
+"""On 127.0.0.1; apart from the kubelet's own, which a node of the test bed may have."""
+DEFAULT_ROOT = Path("/var/lib/kubelet")
+
+
+def binary() -> Path | None:
+    """The kubelet to test."""
+    named = os.environ.get("KUBERNETES_BIN_DIR")
+    for directory in [Path(named)] if named else sorted(CACHE.glob("kubernetes-*/bin")):
+        if os.access(directory / "kubelet", os.X_OK):
+            return directory / "kubelet"
+    return None
+
+
+def why_not() -> str:
+    """Why there is no real kubelet here; empty when there is one."""
+    if binary() is None:
+        return "no binary (set KUBERNETES_BIN_DIR, or run tests/testbed/kubernetes/build.sh)"
+    if os.geteuid() != 0:
+        return "not root"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        return "no mount namespaces here (unshare --mount)"
+    return ""
+
+
+class RealNode(Node):
+    """The binary, with static pods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        found = binary()
+        assert found is not None
+        self._binary = found
+        text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+        self.version = re.sub(r"^Kubernetes v", "", text.strip()).partition("-")[0]
+        self.name = f"real-{self.version}"
+        self._static = self.base / "static"
+        self._static.mkdir()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log = self.base / "kubelet.log"
+        minor = int(self.version.split(".")[1])
+        self._remote = minor < 27
+        self._runtime = FakeRuntime(
+            self.base / "cri.sock", "runtime.v1alpha2" if minor < 26 else "runtime.v1"
+        )
+
+    def start(self, *, gate: bool = True, root_dir: Path | None = None) -> None:
+        minor = int(self.version.split(".")[1])
+        config: dict[str, Any] = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": "127.0.0.1",
+            "port": PORTS["port"],
+            "readOnlyPort": PORTS["read_only"],
+            "healthzPort": PORTS["healthz"],
+            "staticPodPath": str(self._static),
+            "fileCheckFrequency": "1s",
+            "syncFrequency": "1s",
+            "nodeStatusUpdateFrequency": "1s",
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupsPerQOS": False,
+            "enforceNodeAllocatable": [],
+            "failSwapOn": False,
+            "makeIPTablesUtilChains": False,
+            "imageGCHighThresholdPercent": 100,
+            "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%"},
+            "featureGates": {"DevicePlugins": False} if not gate else {},
+        }
+        if minor >= 31:
+            config["failCgroupV1"] = False
+        file = self.base / "config.json"
+        file.write_text(json.dumps(config))
+        cri = f"unix://{self.base / 'cri.sock'}"
+        flags = [f"--config={file}", f"--container-runtime-endpoint={cri}", "--hostname-override=conformance"]
+        if self._remote:
+            flags += ["--container-runtime=remote", f"--image-service-endpoint={cri}"]
+        if root_dir is not None:
+            flags.append(f"--root-dir={root_dir}")
+        DEFAULT_ROOT.mkdir(exist_ok=True)
+        script = f'mount --bind "$1" {DEFAULT_ROOT}; shift; exec "$@"'
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
+                 str(self.root_dir), str(self._binary), *flags],
+                stdout=log, stderr=log, env={"PATH": os.environ["PATH"], "AWS_EC2_METADATA_DISABLED": "true"},
+            )  # fmt: skip
+        if gate:
+            before = self._sock()
+            wait_until(
+                lambda: self._sock() not in (None, before) or not self.alive(), 30, "kubelet.sock made anew"
+            )
+        wait_until(lambda: self._get("healthz", "/healthz") == "ok" or not self.alive(), 30, "healthz")
+        wait_until(
+            lambda: ((root_dir or self.root_dir) / "pod-resources/kubelet.sock").exists() or not self.alive(),
+            30,
+        )
+        if not self.alive():
+            raise RuntimeError(f"the kubelet ended: {self.log.read_text()[-2000:]}")
+
+    def _sock(self) -> tuple[int, int] | None:
+        try:
+            status = self.kubelet_sock.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_ctime_ns
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(15)
+        self._process = None
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def close(self) -> None:
+        self.stop()
+        self._runtime.stop()
+
+    def run_pod(self, name: str, limits: dict[str, int]) -> PodOutcome:
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "hostNetwork": True,
+                "terminationGracePeriodSeconds": 0,
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": "fake:1",
+                        "imagePullPolicy": "Never",
+                        "resources": {"limits": {key: str(value) for key, value in limits.items()}},
+                    }
+                ],
+            },
+        }
+        temporary = self._static / f".{name}"
+        temporary.write_text(json.dumps(pod))
+        temporary.rename(self._static / f"{name}.json")
+        return wait_until(lambda: self._outcome(name), 20, f"an answer to pod {name}")
+
+    def _outcome(self, name: str) -> PodOutcome | None:
+        for pod in json.loads(self._get("read_only", "/pods") or "{}").get("items") or ():
+            if pod["metadata"]["name"] == f"{name}-conformance" and pod["status"].get("phase") == "Failed":
+                status = pod["status"]
+                return PodOutcome(False, f"{status.get('reason', '')}: {status.get('message', '')}")
+        identity = self._runtime.container_of(name)
+        if (
+            identity is None
+            or self._runtime.containers[identity].state != self._runtime.messages.CONTAINER_RUNNING
+        ):
+            return None
+        config = self._runtime.configs[identity]
+        own = ("/etc/hosts", "/dev/termination-log", "/var/run/secrets/kubernetes.io/serviceaccount")
+        return PodOutcome(
+            True,
+            envs={item.key: item.value for item in config.envs},
+            devices=tuple((d.container_path, d.host_path, d.permissions) for d in config.devices),
+            mounts=tuple(
+                (m.container_path, m.host_path, m.readonly)
+                for m in config.mounts
+                if m.container_path not in own
+            ),
+            annotations={k: v for k, v in config.annotations.items() if "io.kubernetes" not in k},
+            cdi=tuple(d.name for d in config.CDI_devices),
+        )
+
+    def remove_pod(self, name: str) -> None:
+        (self._static / f"{name}.json").unlink(missing_ok=True)
+        wait_until(
+            lambda: (
+                not any(
+                    pod["metadata"]["name"] == f"{name}-conformance"
+                    for pod in json.loads(self._get("read_only", "/pods") or "{}").get("items") or ()
+                )
+            ),
+            20,
+            f"pod {name} to go",
+        )
+
+    def restart_container(self, name: str) -> None:
+        identity = self._runtime.container_of(name)
+        assert identity is not None
+        self._runtime.exit_container(identity)
+        wait_until(
+            lambda: self._runtime.container_of(name) not in (None, identity),
+            40,
+            f"{name} to be started again",
+        )
+
+    def registrations_counted(self, resource: str) -> int:
+        text = self._get("read_only", "/metrics") or ""
+        found = re.search(
+            rf'^kubelet_device_plugin_registration_total{{resource_name="{re.escape(resource)}"}} (\d+)',
+            text,
+            re.M,
+        )
+        return int(found[1]) if found else 0
+
+    @staticmethod
+    def _get(port: str, path: str) -> str | None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{PORTS[port]}{path}", timeout=5) as response:
+                return str(response.read().decode())
+        except OSError:
+            return None
