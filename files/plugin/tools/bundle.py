@@ -4,9 +4,10 @@
     python3 files/plugin/tools/bundle.py --python 3.11 --arch x86_64 --output DIR [--offline WHEELS] [--tar FILE]
     python3 files/plugin/tools/bundle.py --python 3.11 --arch x86_64 --fetch WHEELS
 
-Wheels are fetched by pip, held against the hashes in requirements.lock, and unpacked; nothing of them is run, and nothing
-is built. With --offline they come from a folder that --fetch (or anything else) has filled: no network then. The same
-sources give the same bytes. Needs Python 3.9 with pip; the target's Python and machine may be others.
+Wheels are fetched by pip, held against the hashes in requirements.lock, and unpacked; nothing of them is run,
+and nothing is built. With --offline they come from a folder that --fetch (or anything else) has filled: no
+network then. The same sources give the same bytes. Needs Python 3.9 with pip; the target's Python and machine
+may be others.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ UNNEEDED = (
     "grpc/_cython/_credentials",  # certificates: every socket here is a unix socket
     "grpc/framework",
     "grpc/beta",
-    "grpc/experimental",
+    "grpc/experimental/aio",  # the package itself is imported by every channel
     "google/protobuf/compiler",
     "google/protobuf/util",
     "google/protobuf/testdata",
@@ -53,17 +54,22 @@ class BundleError(Exception):
 
 def platforms(arch: str) -> list[str]:
     """pip's options for every kind of wheel that a glibc 2.28 or later runs (Debian 10, RHEL 8 on)."""
-    names = [f"manylinux_{version}_{arch}" for version in _GLIBC] + [f"manylinux{alias}_{arch}" for alias in _ALIASES]
+    names = [f"manylinux_{version}_{arch}" for version in _GLIBC] + [
+        f"manylinux{alias}_{arch}" for alias in _ALIASES
+    ]
     return [word for name in names for word in ("--platform", name)]
 
 
 def fetch(python: str, arch: str, folder: Path, offline: Path | None = None) -> None:
     """The locked wheels into ``folder``. Raises :class:`BundleError` when one is missing or has another hash."""
     if importlib.util.find_spec("pip") is None:
-        raise BundleError(f"{sys.executable} has no pip: install python3-pip, or use a virtual environment's python")
+        raise BundleError(
+            f"{sys.executable} has no pip: install python3-pip, or use a virtual environment's python"
+        )
     source = ["--no-index", "--find-links", str(offline)] if offline is not None else []
     command = [
-        sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--require-hashes", "--no-deps",
+        sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--require-hashes",
+        "--no-deps",
         "--only-binary", ":all:", "--python-version", python, "--implementation", "cp", *platforms(arch), *source,
         "--dest", str(folder), "--requirement", str(HERE / "requirements.lock"),
     ]  # fmt: skip
@@ -80,7 +86,7 @@ def unpack(wheels: Path, target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             for name in sorted(archive.namelist()):
                 parts = name.split("/")
-                if ".data" in parts[0] or name.endswith("/") or name.endswith(".pyi"):
+                if ".data" in parts[0] or name.endswith(("/", ".pyi")):
                     continue  # scripts and headers; type stubs
                 if ".." in parts or name.startswith("/"):
                     raise BundleError(f"{wheel.name} holds {name}: refused")
@@ -132,7 +138,8 @@ def compiled_by(python: str) -> str | None:
 def compile_all(interpreter: str, target: Path) -> None:
     """Byte code beside the sources, valid whatever the files' times say. Files for other Pythons are skipped."""
     subprocess.run(
-        [interpreter, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-s", str(target), str(target)],
+        [interpreter, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+         "-s", str(target), str(target)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
     )  # fmt: skip
 
