@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes requirements.lock from requirements.in: exact versions, with the hash of every wheel that a supported Python on
-a supported machine would get.
+"""Makes requirements.lock from requirements.in: exact versions, with the hash of every wheel that a supported
+Python on a supported machine would get.
 
     python3 files/plugin/tools/lock.py
 """
@@ -26,7 +26,8 @@ def resolve(python: str, arch: str) -> list[dict]:
         report = Path(folder) / "report.json"
         subprocess.run(
             [
-                sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary", ":all:",
+                sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
+                "--only-binary", ":all:",
                 "--target", folder, "--python-version", python, "--implementation", "cp", *platforms(arch),
                 "--report", str(report), "-r", str(HERE / "requirements.in"),
             ],
@@ -53,7 +54,10 @@ def main() -> int:
             marker = " ; " + " or ".join(
                 f'python_version == "{python}"' for python in PYTHONS if python in pythons[key]
             )
-        rows = [f"{name}=={version}{marker}", *(f"    --hash=sha256:{value}" for value in sorted(hashes[key]))]
+        rows = [
+            f"{name}=={version}{marker}",
+            *(f"    --hash=sha256:{value}" for value in sorted(hashes[key])),
+        ]
         lines.append(" \\\n".join(rows) + "\n")
     (HERE / "requirements.lock").write_text("".join(lines))
     print(f"requirements.lock: {len(hashes)} packages, {sum(map(len, hashes.values()))} wheels")

@@ -62,7 +62,8 @@ def _status(words: Sequence[str], environ: Mapping[str, str], as_json: bool) -> 
 
 
 def entry() -> None:
-    """The console script. Ends without tearing the interpreter down: threads inside NVML or grpc could hold that up."""
+    """The console script. Ends without tearing the interpreter down: threads inside NVML or grpc could hold
+    that up."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -77,7 +77,10 @@ class Counters:
     def __init__(self) -> None:
         self.started = time.time()
         self.registrations = Counter(
-            "registrations", "Registrations with the kubelet that were tried, by result.", "resource", "result"
+            "registrations",
+            "Registrations with the kubelet that were tried, by result.",
+            "resource",
+            "result",
         )
         self.streams_opened = Counter("streams_opened", "ListAndWatch streams that began.", "resource")
         self.streams_closed = Counter("streams_closed", "ListAndWatch streams that ended.", "resource")

@@ -46,7 +46,7 @@ def read_file(path: str) -> bytes:
 def dev_root(settings: Settings) -> str:
     """Where this process sees the parent of the node's /dev."""
     inside = settings.container_driver_root
-    if os.path.exists(f"{inside}/dev/nvidiactl"):  # noqa: PTH110
+    if os.path.exists(f"{inside}/dev/nvidiactl"):
         return inside
     return settings.nvidia_dev_root or settings.nvidia_driver_root
 
@@ -104,17 +104,6 @@ class Daemon:
         """Until a signal or a fault that only another process can mend; the exit code."""
         self._signals()
         self.scanner.start()  # while the driver answers, grpc is imported
-        from .kubelet import KubeletLink  # noqa: PLC0415
-
-        self._make_link = lambda: KubeletLink(
-            self.loop,
-            self.settings.kubelet,
-            self.state,
-            self.counters,
-            fatal=self.fail,
-            changed=self._link_changed,
-            called=self._called,
-        )
         for warning in self.settings.warnings:
             log.warning("setting without effect", text=warning)
         try:
@@ -131,6 +120,19 @@ class Daemon:
         self.loop.run()
         self._close()
         return self.code
+
+    def _make_link(self) -> KubeletLink:
+        from .kubelet import KubeletLink  # noqa: PLC0415 - brings grpc, while the scanner waits for the driver
+
+        return KubeletLink(
+            self.loop,
+            self.settings.kubelet,
+            self.state,
+            self.counters,
+            fatal=self.fail,
+            changed=self._tell_status,
+            called=self._called,
+        )
 
     def fail(self, why: str) -> None:
         """Ends the run with exit code 1; the service manager or the kubelet starts the next."""
@@ -184,9 +186,9 @@ class Daemon:
 
     def _check_stuck(self) -> None:
         began = self.scanner.began
-        if began is not None and time.monotonic() - began > STUCK_SECONDS:
-            if not (self.engine.nvml_problem or "").startswith("NVML has not answered"):
-                self.engine.on_stuck(time.monotonic() - began)
+        told = (self.engine.nvml_problem or "").startswith("NVML has not answered")
+        if began is not None and time.monotonic() - began > STUCK_SECONDS and not told:
+            self.engine.on_stuck(time.monotonic() - began)
 
     def _published(self, changes: tuple[HealthChange, ...]) -> None:
         if self.mps is None and any(one.shared == "mps" for one in self.engine.plan.resources):
@@ -208,9 +210,6 @@ class Daemon:
         if self.mps is None:
             return "its MPS control daemon is being started"
         return self.mps.problem(resource.name)
-
-    def _link_changed(self) -> None:
-        self._tell_status()
 
     def _tell_status(self) -> None:
         if "NOTIFY_SOCKET" not in self._environ or self.link is None:
@@ -374,5 +373,3 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     logs.setup(settings.log_format, settings.log_level)
     log.info("starting", version=__version__, pid=os.getpid(), config=settings.config_file or "none")
     return Daemon(argv, environ, settings).run()
-
-

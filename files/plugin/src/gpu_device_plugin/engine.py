@@ -87,13 +87,14 @@ class Engine:
         settings: Settings,
         state: State,
         counters: Counters,
+        *,
         rescan: Callable[[], None],
         published: Callable[[tuple[HealthChange, ...]], None],
         shared_fault: Callable[[ResourcePlan], str | None] = lambda resource: None,
         driver_root: str = "/",
     ) -> None:
-        """``rescan`` asks for a look soon; ``published`` hears after each change; ``shared_fault`` says why an MPS resource
-        can't serve; ``driver_root`` is where this process sees the driver (for CDI)."""
+        """``rescan`` asks for a look soon; ``published`` hears after each change; ``shared_fault`` says why an
+        MPS resource can't serve; ``driver_root`` is where this process sees the driver (for CDI)."""
         self._loop = loop
         self.settings = settings
         self._state = state
@@ -197,7 +198,8 @@ class Engine:
         )
 
     def try_settings(self, settings: Settings) -> tuple[str, ...]:
-        """What this node could not honour of these settings and could of the present ones; () means they may be used."""
+        """What this node could not honour of these settings and could of the present ones; () means they may be
+        used."""
         new = plan(self.scan.snapshot, settings, self._faults()).errors
         return tuple(error for error in new if error not in self.plan.errors)
 

@@ -1,4 +1,5 @@
-"""The occupancy guard: a GPU that the kubelet calls free but on which something runs is not given out until it is clean."""
+"""The occupancy guard: a GPU that the kubelet calls free but on which something runs is not given out until it
+is clean."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def occupied(nvml: NvmlSource, snapshot: Snapshot, world: World, pods: PodResour
             if pids:
                 listed = ", ".join(str(pid) for pid in pids[:5])
                 result[gpu.uuid] = (
-                    f"no container holds it but {len(pids)} process(es) use it (pid {listed}); it is offered again when they end"
+                    f"no container holds it but {len(pids)} process(es) use it (pid {listed}); "
+                    "it is offered again when they end"
                 )
     return result
 

@@ -1,4 +1,5 @@
-"""Host device files as a source of devices: InfiniBand, FPGA, NIC, /dev/dri, whatever has a node and no plugin of its own."""
+"""Host device files as a source of devices: InfiniBand, FPGA, NIC, /dev/dri, whatever has a node and no plugin
+of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 def _number(path: str) -> str | None:
     """The last number in a file's name: what ``uverbs3``, ``issm3`` and ``umad3`` share."""
-    found = _NUMBER.search(os.path.basename(path))  # noqa: PTH119
+    found = _NUMBER.search(os.path.basename(path))
     return found.group(1) if found else None
 
 
@@ -28,7 +29,7 @@ def natural(path: str) -> list[tuple[int, int | str]]:
 
 def _is_device(path: str) -> bool:
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
+        mode = os.stat(path).st_mode
     except OSError:
         return False
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
@@ -45,8 +46,8 @@ class HostDeviceSource:
         self._seen: dict[str, HostDevice] = {}
 
     def scan(self) -> Snapshot:
-        """One look. A device whose file is gone stays listed as Unhealthy for as long as the plugin runs, since a pod may hold
-        it (K19). Rules that match nothing are problems, not errors: the driver may come later."""
+        """One look. A device whose file is gone stays listed as Unhealthy for as long as the plugin runs, since
+        a pod may hold it (K19). Rules that match nothing are problems, not errors: the driver may come later."""
         found: dict[str, HostDevice] = {}
         problems: list[str] = []
         for rule in self._rules:
@@ -79,7 +80,7 @@ class HostDeviceSource:
 
     def _matches(self, pattern: str) -> list[str]:
         """Device files that match, without the root, in natural order."""
-        paths = (path for path in glob.glob(self._root + pattern) if _is_device(path))  # noqa: PTH207
+        paths = (path for path in glob.glob(self._root + pattern) if _is_device(path))
         return sorted((path[len(self._root) :] for path in paths), key=natural)
 
     def _there(self, path: str) -> bool:
@@ -116,7 +117,7 @@ class HostDeviceSource:
     def _numa_node(self, path: str) -> int | None:
         """Of the device behind the node, through /sys/dev/char; None where it has none (K20)."""
         try:
-            status = os.stat(self._root + path)  # noqa: PTH116
+            status = os.stat(self._root + path)
             kind = "char" if stat.S_ISCHR(status.st_mode) else "block"
             numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
             text = Path(f"{self._sysfs}/dev/{kind}/{numbers}/device/numa_node").read_text()

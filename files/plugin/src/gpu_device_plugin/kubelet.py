@@ -35,8 +35,8 @@ FIRST_LIST_SECONDS = 10.0
 SETTLE_SECONDS = 0.02
 """After a sign that a stopping kubelet gives too: wait for what comes next instead of registering with a dying one."""
 DRAIN_SECONDS = 0.1
-"""After ending a stream that the kubelet still held: it must have dropped the old endpoint before the new one comes, or
-it drops the new one (K6)."""
+"""After ending a stream that the kubelet still held: it must have dropped the old endpoint before the new one
+comes, or it drops the new one (K6)."""
 POLL_SECONDS = 2.0
 FRESH_SECONDS = 2.0
 """How long after kubelet.sock was made a refused dial is tried again at once: bind comes before listen."""
@@ -53,7 +53,7 @@ Identity = tuple[int, int, int]
 def identity(path: str) -> Identity | None:
     """Which file this is, None where there is none."""
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns
@@ -84,7 +84,7 @@ def socket_name(resource: str, directory: str) -> str:
 def dead_mount(directory: str) -> bool:
     """Whether the directory was removed under a mount of it, as a pod sees it (K11): only a new pod helps."""
     try:
-        return os.stat(directory).st_nlink == 0  # noqa: PTH116
+        return os.stat(directory).st_nlink == 0
     except OSError:
         return False
 
@@ -126,12 +126,13 @@ class KubeletLink:
         settings: KubeletSettings,
         state: State,
         counters: Counters,
+        *,
         fatal: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
         called: Callable[[Call], None] = lambda call: None,
     ) -> None:
-        """``fatal`` is told why the process must end (K11). ``changed``: readiness may be another. ``called``: an answered
-        RPC; both run in the loop."""
+        """``fatal`` is told why the process must end (K11). ``changed``: readiness may be another. ``called``:
+        an answered RPC; both run in the loop."""
         self._loop = loop
         self._registry = settings.registration == "plugins-registry"
         self._directory = settings.plugins_registry_dir if self._registry else settings.plugin_dir
@@ -204,7 +205,7 @@ class KubeletLink:
     def _arm(self) -> None:
         """Watches the directory that is there now, or the one above it until it is (K11)."""
         try:
-            status = os.stat(self._directory)  # noqa: PTH116
+            status = os.stat(self._directory)
             now = (status.st_dev, status.st_ino)
         except OSError:
             now = None
@@ -222,8 +223,8 @@ class KubeletLink:
                     self._inotify.forget(self._parent_watch)
                     self._parent_watch = None
             elif self._parent_watch is None:
-                self._parent_watch = self._inotify.watch(os.path.dirname(self._directory), mask)  # noqa: PTH120
-            folder = os.path.dirname(self.socket)  # noqa: PTH120
+                self._parent_watch = self._inotify.watch(os.path.dirname(self._directory), mask)
+            folder = os.path.dirname(self.socket)
             if not self._registry and folder != self._directory and self._socket_watch is None:
                 self._socket_watch = self._inotify.watch(folder, mask)
         except OSError as error:
@@ -243,7 +244,7 @@ class KubeletLink:
                     self._watched = None
                     rearm = True
             elif event.mask & (inotify.CREATE | inotify.MOVED_TO):
-                came = came or event.name == os.path.basename(self.socket)  # noqa: PTH119
+                came = came or event.name == os.path.basename(self.socket)
             elif event.mask & (inotify.DELETE | inotify.MOVED_FROM):
                 self._name_gone(event.name)
         if rearm:
@@ -335,7 +336,7 @@ class KubeletLink:
         self._later(registration, seconds)
         self._changed()
 
-    def _try(self, registration: Registration) -> None:
+    def _try(self, registration: Registration) -> None:  # noqa: PLR0911 - each return waits for another thing
         """Serve, then register. Comes back to itself until the list is out."""
         registration.later(None)
         if self._closed or self._registrations.get(registration.resource) is not registration:
@@ -404,7 +405,7 @@ class KubeletLink:
         )
         request = pb.RegisterRequest(
             version=API_VERSION,
-            endpoint=os.path.basename(service.path),  # noqa: PTH119 - K5
+            endpoint=os.path.basename(service.path),
             resource_name=registration.resource,
             options=OPTIONS,
         )
@@ -441,7 +442,9 @@ class KubeletLink:
         registration.later(
             self._loop.after(
                 FIRST_LIST_SECONDS,
-                lambda: self._retry(registration, "the kubelet took the registration but never asked for the list"),
+                lambda: self._retry(
+                    registration, "the kubelet took the registration but never asked for the list"
+                ),
             )
         )
 

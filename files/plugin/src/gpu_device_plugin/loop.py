@@ -128,5 +128,5 @@ class Loop:
     def _guarded(self, function: Callable[[], None]) -> None:
         try:
             function()
-        except Exception:  # noqa: BLE001 - one fault must not end everything else
+        except Exception:
             log.exception("internal fault", where=getattr(function, "__qualname__", repr(function)))

@@ -1,7 +1,8 @@
-"""``/metrics``, ``/healthz`` and ``/readyz`` over HTTP; started only where an address is set (8 MB with its libraries).
+"""``/metrics``, ``/healthz`` and ``/readyz`` over HTTP; started only where an address is set (8 MB with its
+libraries).
 
-docs/metrics.md lists every metric. GPU readings are taken at the scrape, in its thread; a driver that hangs costs the
-scrape those lines and nothing else.
+docs/metrics.md lists every metric. GPU readings are taken at the scrape, in its thread; a driver that hangs
+costs the scrape those lines and nothing else.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Collector:
                 family.add_metric(labels, value)
             yield family
         histogram = self._daemon.counters.rpc_seconds
-        durations = HistogramMetricFamily(PREFIX + histogram.name, histogram.help_text, labels=histogram.labels)
+        durations = HistogramMetricFamily(
+            PREFIX + histogram.name, histogram.help_text, labels=histogram.labels
+        )
         for labels, buckets, total in histogram.items():
             durations.add_metric(labels, buckets, total)
         yield durations
@@ -70,9 +73,13 @@ class Collector:
         info.add_metric((__version__, snapshot.driver_version or "", snapshot.cuda_version or ""), 1)
         yield info
         ready, _reason = daemon.readiness()
-        yield GaugeMetricFamily(PREFIX + "ready", "1 when every resource is registered and listed.", int(ready))
         yield GaugeMetricFamily(
-            PREFIX + "nvml_up", "1 when NVML could be read at the last scan.", int(daemon.engine.nvml_problem is None)
+            PREFIX + "ready", "1 when every resource is registered and listed.", int(ready)
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "nvml_up",
+            "1 when NVML could be read at the last scan.",
+            int(daemon.engine.nvml_problem is None),
         )
         yield GaugeMetricFamily(
             PREFIX + "config_generation", "Config files applied since start.", daemon.config_generation
@@ -80,7 +87,9 @@ class Collector:
         yield GaugeMetricFamily(
             PREFIX + "config_valid", "0 when the newest edit was refused.", int(daemon.config_problem is None)
         )
-        yield GaugeMetricFamily(PREFIX + "start_time_seconds", "Start of the process.", daemon.counters.started)
+        yield GaugeMetricFamily(
+            PREFIX + "start_time_seconds", "Start of the process.", daemon.counters.started
+        )
 
     def _devices(self) -> Iterator[Any]:
         daemon = self._daemon
@@ -115,7 +124,16 @@ class Collector:
                 holder = holders.get((name, device.id))
                 if holder is not None:
                     held.add_metric(
-                        (name, device.id, device.index, device.uuid, holder.namespace, holder.pod, holder.container), 1
+                        (
+                            name,
+                            device.id,
+                            device.index,
+                            device.uuid,
+                            holder.namespace,
+                            holder.pod,
+                            holder.container,
+                        ),
+                        1,
                     )
             devices.add_metric((name, "Healthy"), healthy)
             devices.add_metric((name, "Unhealthy"), len(offer.plan.devices) - healthy)
@@ -135,7 +153,8 @@ class Collector:
     def _gpus(self) -> Iterator[Any]:
         nvml = self._daemon.nvml
         families = {
-            name: GaugeMetricFamily(PREFIX + name, help_text, labels=_GPU_LABELS) for name, help_text in _READINGS
+            name: GaugeMetricFamily(PREFIX + name, help_text, labels=_GPU_LABELS)
+            for name, help_text in _READINGS
         }
         if nvml.lock.acquire(timeout=LOCK_SECONDS):
             try:
@@ -199,7 +218,7 @@ class MetricsServer:
             protocol_version = "HTTP/1.1"
             timeout = 30
 
-            def do_GET(self) -> None:  # noqa: N802 - http.server's name
+            def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 if path == "/metrics":
                     self._send(200, generate_latest(registry), CONTENT_TYPE_LATEST)
@@ -218,7 +237,7 @@ class MetricsServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: Any) -> None:
                 """Nothing: a scrape is no event."""
 
         class Server(_Server):
@@ -249,5 +268,3 @@ class MetricsServer:
         threading.Thread(target=self._server.shutdown, daemon=True).start()
         self._thread.join(0.6)
         self._server.server_close()
-
-

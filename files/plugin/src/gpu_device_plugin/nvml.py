@@ -1,7 +1,8 @@
 """NVML as a source of devices: one look at every GPU, its slices, its links and its health.
 
-One bad GPU never takes the others with it: whatever can't be read of it becomes its ``fault``, and what was known of it
-before stays. What never changes is read once per GPU, so a look at eight GPUs that repeats costs under a millisecond.
+One bad GPU never takes the others with it: whatever can't be read of it becomes its ``fault``, and what was
+known of it before stays. What never changes is read once per GPU, so a look at eight GPUs that repeats costs
+under a millisecond.
 """
 
 from __future__ import annotations
@@ -167,10 +168,13 @@ class NvmlSource:
         return Snapshot(
             gpus=gpus,
             links=self._matrix(api, gpus),
-            control_paths=tuple(path for path in CONTROL_NODES if os.path.exists(self._dev_root + path)),  # noqa: PTH110
+            control_paths=tuple(path for path in CONTROL_NODES if os.path.exists(self._dev_root + path)),
             driver_version=text_of(api, api.nvmlSystemGetDriverVersion),
             cuda_version=cuda_version(api),
-            problems=(*problems, *(f"GPU {gpu.index} ({gpu.uuid}): {gpu.fault}" for gpu in gpus if gpu.fault)),
+            problems=(
+                *problems,
+                *(f"GPU {gpu.index} ({gpu.uuid}): {gpu.fault}" for gpu in gpus if gpu.fault),
+            ),
         )
 
     def _gpu(self, api: Any, index: int, listed: dict[str, dict[str, str]]) -> Gpu | None:
@@ -263,7 +267,8 @@ class NvmlSource:
         """GPUs that NVML counts but can't name: known from before, or from the driver's /proc files."""
         for index, reason in broken.items():
             before = next(
-                (k.gpu for k in self._known.values() if k.gpu.index == index and k.gpu.uuid not in found), None
+                (k.gpu for k in self._known.values() if k.gpu.index == index and k.gpu.uuid not in found),
+                None,
             )
             if before is None:
                 taken = {gpu.pci_bus_id for gpu in found.values()}
@@ -291,14 +296,16 @@ class NvmlSource:
                 found[before.uuid] = replace(before, index=index, fault=reason)
 
     def _add_vanished(self, found: dict[str, Gpu]) -> None:
-        """GPUs that NVML no longer counts: lost while their PCI device still belongs to the driver, else taken away."""
+        """GPUs that NVML no longer counts: lost while their PCI device still belongs to the driver, else taken
+        away."""
         for uuid, known in list(self._known.items()):
             if uuid in found:
                 continue
             bus = known.gpu.pci_bus_id
             if bus and bus in bound_to_driver(self._sysfs):
                 found[uuid] = replace(
-                    known.gpu, fault="NVML no longer lists it though its PCI device is there; reset it or reboot"
+                    known.gpu,
+                    fault="NVML no longer lists it though its PCI device is there; reset it or reboot",
                 )
             else:
                 del self._known[uuid]
@@ -384,7 +391,9 @@ class NvmlSource:
                 if handles[column] is None:
                     continue
                 level = attempt(api, api.nvmlDeviceGetTopologyCommonAncestor, handle, handles[column])
-                ancestor = _ANCESTORS.get(level, PcieAncestor.UNKNOWN) if level is not None else PcieAncestor.UNKNOWN
+                ancestor = (
+                    _ANCESTORS.get(level, PcieAncestor.UNKNOWN) if level is not None else PcieAncestor.UNKNOWN
+                )
                 ancestors[row][column] = ancestors[column][row] = ancestor
             for column in nvlink_ends(api, handle, by_bus):
                 if column != row:
@@ -405,8 +414,8 @@ class NvmlSource:
             self._reopen_at = time.monotonic() + step
 
     def _reopen_if_needed(self) -> None:
-        """NVML lists the GPUs of the moment it was opened: open it anew when the driver holds others now, or when a lost one
-        may be back."""
+        """NVML lists the GPUs of the moment it was opened: open it anew when the driver holds others now, or
+        when a lost one may be back."""
         if not self.library.is_open:
             return
         others = self._bound != bound_to_driver(self._sysfs)

@@ -1,7 +1,7 @@
 """NVML's events in a thread of their own: XIDs and ECC errors reach the health book within milliseconds.
 
-The event set belongs to the scanner's side (it knows the handles) and is waited on here. A monitor that can't run is told
-at once: then GPUs are Unhealthy, not silently Healthy.
+The event set belongs to the scanner's side (it knows the handles) and is waited on here. A monitor that can't
+run is told at once: then GPUs are Unhealthy, not silently Healthy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from . import logs
-from .health import NO_INSTANCE, Event
+from .health import Event
 from .nvml import NvmlSource
 from .nvml_library import LOST, TIMEOUT, describe
 from .nvml_read import handle_value
 
 log = logs.Log("nvml")
 
+NO_INSTANCE = 0xFFFFFFFF
+"""NVML's "no GPU instance, no compute instance"."""
 WAIT_MILLISECONDS = 1000
 """One wait: how long closing NVML may have to wait for this thread."""
 XID = 0x8
@@ -36,8 +38,8 @@ class EventMonitor:
         on_rescan: Callable[[], None],
         on_state: Callable[[str | None], None],
     ) -> None:
-        """All three are called in the monitor's thread and must return at once: an event; the layout changed or a GPU may
-        be lost; why no event can be heard, None when they are heard again."""
+        """All three are called in the monitor's thread and must return at once: an event; the layout changed or
+        a GPU may be lost; why no event can be heard, None when they are heard again."""
         self._source = source
         self._on_event = on_event
         self._on_rescan = on_rescan
@@ -60,7 +62,9 @@ class EventMonitor:
             handles = source.handles()
             uuids = {handle_value(handle): uuid for uuid, handle in handles.items()}
             if not source.library.is_open or (
-                self._set is not None and uuids == self._uuids and self._generation == source.library.generation
+                self._set is not None
+                and uuids == self._uuids
+                and self._generation == source.library.generation
             ):
                 return
             api = source.library.api
@@ -81,7 +85,8 @@ class EventMonitor:
                     if error.value in LOST:
                         continue  # the next scan tells
                     unwatched[uuid] = (
-                        f"its XID events can't be watched ({describe(error)}); DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
+                        f"its XID events can't be watched ({describe(error)}); "
+                        "DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
                     )
             changed = unwatched != source.unwatched
             source.unwatched = unwatched

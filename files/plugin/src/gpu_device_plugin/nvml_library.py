@@ -1,7 +1,8 @@
 """NVML opened, closed, and opened again: nvidia-ml-py over the driver's libnvidia-ml.so.1.
 
-The driver may come after the plugin, be upgraded under it, or go away; nothing of that needs a restart. So the library can
-be unloaded, which nvidia-ml-py itself does not offer, and it is looked for below the driver root first.
+The driver may come after the plugin, be upgraded under it, or go away; nothing of that needs a restart. So the
+library can be unloaded, which nvidia-ml-py itself does not offer, and it is looked for below the driver root
+first.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TIMEOUT = 10
 _ADVICE = {
     9: "load the kernel module (modprobe nvidia), or install the driver",
     12: "install the driver, or set nvidiaDriverRoot to where it is",
-    18: "the driver was upgraded while its old kernel module is loaded: drain the node and reboot, or reload the module",
+    18: "the driver was upgraded under its loaded kernel module: drain the node, then reload the module or reboot",
     4: "the plugin must run as root",
     15: "drain the node and reset the GPU (nvidia-smi --gpu-reset) or reboot",
 }
@@ -83,7 +84,7 @@ class Library:
         """Loads and initialises. Raises :class:`SourceError` that says what is wrong and what to do."""
         if self.api is not None:
             return
-        import pynvml  # 5 MB and 20 ms: only where it is used
+        import pynvml  # noqa: PLC0415 - 5 MB and 20 ms: only where it is used
 
         path = locate(self._roots)
         try:
@@ -94,7 +95,8 @@ class Library:
             pynvml.nvmlLib = None
             where = f" below {' or '.join(self._roots)}" if self._roots else ""
             raise SourceError(
-                f"can't load {path or SONAME}{where}: {error}: install the NVIDIA driver, or set nvidiaDriverRoot to where it is"
+                f"can't load {path or SONAME}{where}: {error}: install the NVIDIA driver, or set nvidiaDriverRoot to "
+                "where it is"
             ) from error
         except pynvml.NVMLError as error:
             self._unload(pynvml)
@@ -116,7 +118,7 @@ class Library:
         library, api.nvmlLib = api.nvmlLib, None
         api._nvmlGetFunctionPointer_cache.clear()
         if library is not None:
-            import _ctypes
+            import _ctypes  # noqa: PLC0415
 
             with contextlib.suppress(OSError):
                 _ctypes.dlclose(library._handle)
@@ -125,7 +127,7 @@ class Library:
 def visible_roots(driver_root: str, container_driver_root: str) -> tuple[str, ...]:
     """Where the driver may be as this process sees it: in a pod the driver root is mounted at the container's; on the
     host it is the path itself. "/" is left to the loader."""
-    roots = [container_driver_root] if os.path.isdir(container_driver_root) else []  # noqa: PTH112
+    roots = [container_driver_root] if os.path.isdir(container_driver_root) else []
     if driver_root.rstrip("/"):
         roots.append(driver_root)
     return tuple(roots)

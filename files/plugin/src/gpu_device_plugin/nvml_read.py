@@ -10,7 +10,16 @@ from typing import Any
 
 from .nvml_library import GONE
 
-RECOVERY = {0: "none", 1: "reset", 2: "reboot", 3: "drain", 4: "drain", 5: "recover-imex-domain", 6: "reset", 7: "reboot"}
+RECOVERY = {
+    0: "none",
+    1: "reset",
+    2: "reboot",
+    3: "drain",
+    4: "drain",
+    5: "recover-imex-domain",
+    6: "reset",
+    7: "reboot",
+}
 _RECOVERY_FIELD = 230
 """NVML_FI_DEV_GET_GPU_RECOVERY_ACTION."""
 _MAX_LINKS = 18
@@ -96,12 +105,12 @@ def numa_node(sysfs: str, bus: str) -> int | None:
 def bound_to_driver(sysfs: str) -> frozenset[str]:
     """PCI addresses that the nvidia kernel module holds."""
     try:
-        return frozenset(name for name in os.listdir(f"{sysfs}/bus/pci/drivers/nvidia") if ":" in name)  # noqa: PTH208
+        return frozenset(name for name in os.listdir(f"{sysfs}/bus/pci/drivers/nvidia") if ":" in name)
     except OSError:
         pass
     devices = f"{sysfs}/bus/pci/devices"
     try:
-        names = os.listdir(devices)  # noqa: PTH208
+        names = os.listdir(devices)
     except OSError:
         return frozenset()
     return frozenset(name for name in names if _driver(f"{devices}/{name}/driver") == "nvidia")
@@ -109,7 +118,7 @@ def bound_to_driver(sysfs: str) -> frozenset[str]:
 
 def _driver(link: str) -> str:
     try:
-        return os.path.basename(os.readlink(link))  # noqa: PTH115, PTH119
+        return os.path.basename(os.readlink(link))
     except OSError:
         return ""
 
@@ -119,7 +128,7 @@ def proc_gpus(proc: str) -> dict[str, dict[str, str]]:
     result: dict[str, dict[str, str]] = {}
     names = {"GPU UUID": "uuid", "Model": "model", "Device Minor": "minor"}
     try:
-        entries = sorted(os.listdir(f"{proc}/driver/nvidia/gpus"))  # noqa: PTH208
+        entries = sorted(os.listdir(f"{proc}/driver/nvidia/gpus"))
     except OSError:
         return result
     for entry in entries:

@@ -37,7 +37,7 @@ class PodResourcesError(Exception):
 
 def ask(directory: str, timeout: float = TIMEOUT_SECONDS) -> Holders:
     """One List. Raises :class:`PodResourcesError`."""
-    from .api import podresources_v1_pb2 as pb
+    from .api import podresources_v1_pb2 as pb  # noqa: PLC0415
 
     socket = f"{directory}/kubelet.sock"
     channel = rpc.channel(socket)

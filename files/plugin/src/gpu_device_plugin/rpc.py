@@ -21,7 +21,9 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # core's own lines would break up ours; failures come as statuses
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # core's own lines would break up ours; failures come as statuses
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
@@ -36,20 +38,20 @@ class _Absent(types.ModuleType):
 
 def _import_grpc() -> Any:
     if "grpc" in sys.modules or "asyncio" in sys.modules:
-        import grpc
+        import grpc  # noqa: PLC0415
 
         return grpc
-    import inspect  # noqa: F401 - cygrpc expects it to be there, asyncio would have brought it
+    import inspect  # noqa: F401, PLC0415 - cygrpc expects it to be there, asyncio would have brought it
 
     sys.modules["asyncio"] = _Absent("asyncio")
     sys.modules["grpc.aio"] = _Absent("grpc.aio")
     try:
-        import grpc
+        import grpc  # noqa: PLC0415
     except Exception:  # noqa: BLE001 - whatever the stub upset, the ordinary import decides
         for name in [name for name in sys.modules if name == "grpc" or name.startswith("grpc.")]:
             del sys.modules[name]
         sys.modules.pop("asyncio", None)
-        import grpc
+        import grpc  # noqa: PLC0415
     finally:
         if isinstance(sys.modules.get("asyncio"), _Absent):
             del sys.modules["asyncio"]
@@ -61,8 +63,8 @@ def _import_grpc() -> Any:
 grpc = _import_grpc()
 
 try:
-    from grpc import _server as _inside  # noqa: E402
-    from grpc._cython import cygrpc as _cygrpc  # noqa: E402
+    from grpc import _server as _inside
+    from grpc._cython import cygrpc as _cygrpc
 
     _UNARY: Any = _inside._unary_response_in_pool
     _RECEIVE: Any = _inside._receive_message
@@ -104,7 +106,7 @@ class InlineExecutor(futures.ThreadPoolExecutor):
         return done
 
     @staticmethod
-    def _inline(
+    def _inline(  # noqa: PLR0917 - as grpc hands them over
         fn: Callable[..., Any],
         body: Any,
         event: Any,

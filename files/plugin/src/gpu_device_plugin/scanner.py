@@ -1,4 +1,5 @@
-"""Looks at the node in a thread of its own, since a sick GPU can hang NVML for seconds: now and then, and when asked."""
+"""Looks at the node in a thread of its own, since a sick GPU can hang NVML for seconds: now and then, and when
+asked."""
 
 from __future__ import annotations
 

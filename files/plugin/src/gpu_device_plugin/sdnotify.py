@@ -1,4 +1,5 @@
-"""sd_notify(3): tells systemd that the service runs, how it does, and that it is alive. Nothing happens without systemd."""
+"""sd_notify(3): tells systemd that the service runs, how it does, and that it is alive. Nothing happens without
+systemd."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def notify(environ: Mapping[str, str], message: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as to:
+        with socket.socket(
+            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        ) as to:
             to.sendto(message.encode(), address)
     except OSError:
         return

@@ -1,7 +1,8 @@
 """The gRPC service of one resource on one socket: five methods, answered from the state.
 
-Knows nothing of the kubelet's lifecycle (:mod:`kubelet`) and nothing of GPUs: each offer brings its desk (:mod:`respond`,
-:mod:`prefer`). Unary methods run in the thread that reads the completion queue (:mod:`rpc`) and answer from memory (K22).
+Knows nothing of the kubelet's lifecycle (:mod:`kubelet`) and nothing of GPUs: each offer brings its desk
+(:mod:`respond`, :mod:`prefer`). Unary methods run in the thread that reads the completion queue (:mod:`rpc`)
+and answer from memory (K22).
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ class Service:
     def start(self, registry: bool = False) -> None:
         """Listens. With ``registry`` the socket also answers the kubelet's plugin watcher. Raises OSError."""
         server = rpc.server()
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(DEVICE_PLUGIN, self._methods()),))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(DEVICE_PLUGIN, self._methods()),)
+        )
         if registry:
             server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(PLUGIN_REGISTRATION, self._registry_methods()),)
@@ -115,19 +118,20 @@ class Service:
             raise OSError(f"can't listen on {self.path}: is the directory there and writable?")
         server.start()
         self._server = server
-        status = os.stat(self.path)  # noqa: PTH116 - a hot path, and no more than a stat
+        status = os.stat(self.path)
         self._inode = (status.st_dev, status.st_ino)
 
     def intact(self) -> bool:
         """Whether the socket's file is still the one that was bound (K9, K10)."""
         try:
-            status = os.stat(self.path)  # noqa: PTH116
+            status = os.stat(self.path)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._inode
 
     def stop(self, grace: float | None = None) -> Any:
-        """Ends every stream, stops listening, removes the socket if it is ours. Returns an event that is set at the end."""
+        """Ends every stream, stops listening, removes the socket if it is ours. Returns an event that is set at
+        the end."""
         self._closing = True
         if self.intact():
             with contextlib.suppress(OSError):
@@ -190,7 +194,9 @@ class Service:
             self.streams -= 1
             self._listener.stream_closed(self)
 
-    def _prefer(self, request: pb.PreferredAllocationRequest, _context: Any) -> pb.PreferredAllocationResponse:
+    def _prefer(
+        self, request: pb.PreferredAllocationRequest, _context: Any
+    ) -> pb.PreferredAllocationResponse:
         start = time.perf_counter()
         offer = self._state.world.offers.get(self.resource)
         response = pb.PreferredAllocationResponse()
@@ -242,7 +248,7 @@ class Service:
     # pluginregistration v1
 
     def _registry_methods(self) -> dict[str, Any]:
-        from .api import pluginregistration_v1_pb2 as registry
+        from .api import pluginregistration_v1_pb2 as registry  # noqa: PLC0415
 
         def info(_request: Any, _context: Any) -> Any:
             return registry.PluginInfo(
@@ -265,5 +271,3 @@ class Service:
                 registry.RegistrationStatusResponse.SerializeToString,
             ),
         }
-
-

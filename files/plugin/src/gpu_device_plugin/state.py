@@ -1,7 +1,8 @@
 """What is served right now: one object, versioned, behind one Condition.
 
-The loop publishes; streams wait for a version they have not sent; unary calls read :attr:`State.world`, which is
-frozen, without a lock. There is no queue between health and stream, so no update can get lost or be eaten by a dead one.
+The loop publishes; streams wait for a version they have not sent; unary calls read :attr:`State.world`, which
+is frozen, without a lock. There is no queue between health and stream, so no update can get lost or be eaten by
+a dead one.
 """
 
 from __future__ import annotations
@@ -92,9 +93,7 @@ class State:
         for resource in plan.resources:
             before = old.offers.get(resource.name)
             if before is not None and before.plan == resource:
-                offers[resource.name] = (
-                    before if old.basis == basis else replace(before, desk=desk(resource))
-                )
+                offers[resource.name] = before if old.basis == basis else replace(before, desk=desk(resource))
                 continue
             message = list_message(resource)
             if before is not None and before.message == message:
@@ -113,8 +112,8 @@ class State:
             self.condition.notify_all()
 
     def newer(self, resource: str, seen: int, ended: Callable[[], bool]) -> Offer | None:
-        """Blocks until the resource's list is another than version ``seen``; None once ``ended()`` or when the resource
-        is no longer offered."""
+        """Blocks until the resource's list is another than version ``seen``; None once ``ended()`` or when the
+        resource is no longer offered."""
         with self.condition:
             while True:
                 if ended():

@@ -77,7 +77,9 @@ def report(daemon: Daemon) -> dict[str, Any]:
         *(text for text in (engine.state_problem, engine.cdi_problem) if text),
     ]
     if daemon.config_problem:
-        problems.append(f"the newest edit of {daemon.settings.config_file} is not in use: {daemon.config_problem}")
+        problems.append(
+            f"the newest edit of {daemon.settings.config_file} is not in use: {daemon.config_problem}"
+        )
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -124,7 +126,9 @@ class StatusServer:
         Path(directory).mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             Path(self.path).unlink()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         before = os.umask(0o177)
         try:
             self._listener.bind(self.path)
@@ -178,7 +182,9 @@ def ask(directory: str, seconds: float = 5.0) -> dict[str, Any]:
                     break
         answer: dict[str, Any] = json.loads(data)
     except (OSError, ValueError) as error:
-        raise NotRunning(f"no plugin answers on {path} ({error}): is it running, and is run_dir right?") from error
+        raise NotRunning(
+            f"no plugin answers on {path} ({error}): is it running, and is run_dir right?"
+        ) from error
     return answer
 
 
@@ -186,7 +192,7 @@ def table(rows: Iterable[Iterable[object]], heads: Iterable[str]) -> list[str]:
     """Columns as wide as they need to be."""
     cells = [tuple(heads), *(tuple(str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]  # noqa: B905
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
 
 
 def _age(now: float, then: float | None) -> str:
@@ -214,7 +220,9 @@ def text(answer: Mapping[str, Any]) -> str:
         healthy = sum(device["healthy"] for device in devices)
         held = sum(device["holder"] is not None for device in devices)
         used = str(held) if answer["holders_known"] else "?"
-        phase = "registered" if resource["phase"] == "listed" else f"{resource['phase']}: {resource['problem']}"
+        phase = (
+            "registered" if resource["phase"] == "listed" else f"{resource['phase']}: {resource['problem']}"
+        )
         rows.append((resource["name"], len(devices), healthy, used, _age(now, resource["listed_at"]), phase))
     lines += table(rows, ("RESOURCE", "DEVICES", "HEALTHY", "HELD", "LISTED", "KUBELET"))
     lines.append("")
@@ -233,7 +241,7 @@ def text(answer: Mapping[str, Any]) -> str:
 
 def _device_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One row a GPU or slice; replicas of one are taken together."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for resource in answer["resources"]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for device in resource["devices"]:
@@ -246,6 +254,13 @@ def _device_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
             health = "Healthy" if first["healthy"] else f"Unhealthy: {first['reason']}"
             rows.append(
-                (first["index"], name, first["model"] or "-", health, ", ".join(holders) or "-", first["uuid"])
+                (
+                    first["index"],
+                    name,
+                    first["model"] or "-",
+                    health,
+                    ", ".join(holders) or "-",
+                    first["uuid"],
+                )
             )
     return rows

@@ -24,7 +24,7 @@ class FileWatch:
 
     def __init__(self, loop: Loop, path: str, changed: Callable[[], None]) -> None:
         self._loop = loop
-        self._path = os.path.abspath(path)  # noqa: PTH100
+        self._path = os.path.abspath(path)
         self._changed = changed
         self._inotify = inotify.Inotify()
         self._watches: dict[int, str] = {}
@@ -47,16 +47,16 @@ class FileWatch:
 
     def _directories(self) -> set[str]:
         """Each directory in which a name on the way to the content is looked up last."""
-        folders = {os.path.dirname(self._path)}  # noqa: PTH120
+        folders = {os.path.dirname(self._path)}
         path = self._path
         for _ in range(8):
             try:
-                target = os.readlink(path)  # noqa: PTH115
+                target = os.readlink(path)
             except OSError:
                 break
-            path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
-            folders.add(os.path.dirname(path))  # noqa: PTH120
-        folders.add(os.path.dirname(os.path.realpath(self._path)))  # noqa: PTH120
+            path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+            folders.add(os.path.dirname(path))
+        folders.add(os.path.dirname(os.path.realpath(self._path)))
         return folders
 
     def _arm(self) -> None:
@@ -101,14 +101,14 @@ class FileWatch:
 
     def _stat(self) -> tuple[int, ...] | None:
         try:
-            status = os.stat(self._path)  # noqa: PTH116
+            status = os.stat(self._path)
         except OSError:
             return None
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _read(self) -> str | None:
         try:
-            with open(self._path, "rb") as file:  # noqa: PTH123
+            with open(self._path, "rb") as file:
                 return hashlib.sha256(file.read()).hexdigest()
         except OSError:
             return None

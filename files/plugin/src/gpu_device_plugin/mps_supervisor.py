@@ -1,0 +1,238 @@
+"""Keeps an MPS control daemon running for every resource that is shared by MPS.
+
+A daemon outlives the plugin: jobs run through it, so a plugin that restarts finds it by its pid file, asks whether it
+answers, and takes it over. It is ended only when its resource is no longer offered. While it does not answer, the
+resource's devices are Unhealthy. One thread a resource; the loop only hears of changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import logs, mps
+from .config import Settings
+from .devices import ResourcePlan
+from .loop import Loop
+
+log = logs.Log("mps")
+
+BINARY = "nvidia-cuda-mps-control"
+ANSWER_SECONDS = 10.0
+"""How long a command to the daemon, or its start, may take."""
+POLL_SECONDS = 1.0
+BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+class MpsError(Exception):
+    """What keeps a daemon from running, and the next step."""
+
+
+def find_binary(roots: Sequence[str]) -> str | None:
+    """The control binary: in PATH, else below a driver root as this process sees it."""
+    found = shutil.which(BINARY)
+    if found:
+        return found
+    for root in roots:
+        for folder in ("usr/bin", "bin", "usr/local/bin", "opt/bin"):
+            path = Path(root) / folder / BINARY
+            if os.access(path, os.X_OK):
+                return str(path)
+    return None
+
+
+def seen_root(settings: Settings) -> str:
+    """The MPS root as this process sees it: mounted at /mps in a pod, itself on the host."""
+    return mps.CONTAINER_ROOT if Path(mps.CONTAINER_ROOT).is_dir() else settings.mps_root
+
+
+class ControlDaemon:
+    """One daemon, for one resource."""
+
+    def __init__(self, resource: ResourcePlan, root: str, binary: str | None) -> None:
+        self.resource = resource
+        self._root = root
+        self._binary = binary
+        self._pipes = mps.pipe_directory(root, resource.name)
+        self._environment = {**os.environ, **mps.daemon_environment(root, resource)}
+
+    def pid(self) -> int | None:
+        """Of the daemon that runs, None where none does (a zombie does not run)."""
+        try:
+            pid = int((Path(self._pipes) / f"{BINARY}.pid").read_text().split()[0])
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, ValueError, IndexError):
+            return None
+        return None if state in "ZX" else pid
+
+    def tell(self, *commands: str) -> str:
+        """Sends commands, returns what was answered. Raises :class:`MpsError`."""
+        if self._binary is None:
+            raise MpsError(
+                f"{BINARY} is neither in PATH nor below the driver root: install the driver's MPS tools"
+            )
+        try:
+            done = subprocess.run(
+                [self._binary],
+                input="".join(f"{command}\n" for command in commands),
+                env=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=ANSWER_SECONDS,
+                text=True,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MpsError(f"{self._binary}: {error}") from error
+        if done.returncode:
+            raise MpsError(f"{self._binary} exited {done.returncode}: {done.stdout.strip()[-300:]}")
+        return done.stdout
+
+    def start(self) -> bool:
+        """Makes it run with this resource's limits; whether it had to be started. Raises :class:`MpsError`."""
+        if self._binary is None:
+            raise MpsError(
+                f"{BINARY} is neither in PATH nor below the driver root: install the driver's MPS tools"
+            )
+        started = self.pid() is None
+        if started:
+            self._make_directories()
+            try:
+                done = subprocess.run(
+                    [self._binary, "-d"],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=ANSWER_SECONDS,
+                    start_new_session=True,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise MpsError(f"{self._binary} -d: {error}") from error
+            if done.returncode:
+                raise MpsError(
+                    f"{self._binary} -d exited {done.returncode}: see "
+                    f"{mps.log_directory(self._root, self.resource.name)}/control.log"
+                )
+            until = time.monotonic() + ANSWER_SECONDS
+            while self.pid() is None:
+                if time.monotonic() > until:
+                    raise MpsError(f"{self._binary} -d left no daemon behind within {ANSWER_SECONDS:.0f} s")
+                time.sleep(0.02)
+        self.tell(*mps.control_commands(self.resource))
+        return started
+
+    def quit(self) -> None:
+        """Ends it; clients that still run are told by MPS."""
+        if self.pid() is not None:
+            with contextlib.suppress(MpsError):
+                self.tell("quit")
+
+    def _make_directories(self) -> None:
+        try:
+            for directory in (self._pipes, mps.log_directory(self._root, self.resource.name)):
+                Path(directory).mkdir(parents=True, exist_ok=True)
+            Path(self._pipes).chmod(0o777)  # clients run as any user
+            shm = Path(mps.shm_directory(self._root))
+            if not shm.exists():
+                # Clients get this mounted over /dev/shm; on the host it must be the one that the daemon uses.
+                shm.symlink_to("/dev/shm")  # noqa: S108
+        except OSError as error:
+            raise MpsError(f"can't make the MPS directories: {error}") from error
+
+
+class _Stop(threading.Event):
+    """Ends a keeper's thread."""
+
+    keep_daemon = False
+    """The daemon itself goes on."""
+
+
+class MpsSupervisor:
+    """All daemons of this node. Methods run in the loop's thread."""
+
+    def __init__(
+        self, loop: Loop, settings: Settings, changed: Callable[[], None], roots: Sequence[str] = ()
+    ) -> None:
+        """``changed`` is called in the loop whenever :meth:`problem` answers differently."""
+        self._loop = loop
+        self._root = seen_root(settings)
+        self._binary = find_binary(roots)
+        self._changed = changed
+        self._problems: dict[str, str | None] = {}
+        self._stops: dict[str, _Stop] = {}
+        self._signs: dict[str, object] = {}
+
+    def problem(self, resource: str) -> str | None:
+        """Why the resource can't be used right now; None while its daemon answers."""
+        return self._problems.get(resource, "its MPS control daemon is being started")
+
+    def offer(self, resources: Sequence[ResourcePlan]) -> None:
+        """Runs a daemon for each of these, ends those of others, and tells new limits."""
+        wanted = {resource.name: resource for resource in resources if resource.devices}
+        for name in [name for name in self._stops if name not in wanted]:
+            self._stops.pop(name).set()
+            self._problems.pop(name, None)
+            self._signs.pop(name, None)
+        for name, resource in wanted.items():
+            sign = tuple((device.id, device.memory_bytes) for device in resource.devices)
+            if self._signs.get(name) == sign:
+                continue
+            if name in self._stops:  # other limits: the daemon stays, the thread that keeps it is another
+                self._stops[name].keep_daemon = True
+                self._stops[name].set()
+            self._signs[name] = sign
+            stop = self._stops[name] = _Stop()
+            daemon = ControlDaemon(resource, self._root, self._binary)
+            threading.Thread(target=self._keep, args=(daemon, stop), name="mps", daemon=True).start()
+
+    def close(self) -> None:
+        """Lets go of the daemons; they go on, since jobs may run through them."""
+        for stop in self._stops.values():
+            stop.keep_daemon = True
+            stop.set()
+
+    def _keep(self, daemon: ControlDaemon, stop: _Stop) -> None:
+        name = daemon.resource.name
+        failures = 0
+        while not stop.is_set():
+            try:
+                started = daemon.start()
+            except MpsError as error:
+                self._tell(name, stop, str(error))
+                stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)])
+                failures += 1
+                continue
+            log.info(
+                "MPS control daemon " + ("started" if started else "taken over"),
+                resource=name,
+                pid=daemon.pid(),
+            )
+            self._tell(name, stop, None)
+            began = time.monotonic()
+            while not stop.wait(POLL_SECONDS) and daemon.pid() is not None:
+                pass
+            if not stop.is_set():
+                failures = 0 if time.monotonic() - began > BACKOFF_SECONDS[-1] else failures + 1
+                self._tell(name, stop, "its MPS control daemon died and is being started again")
+                stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
+        if not stop.keep_daemon:
+            daemon.quit()
+            log.info("MPS control daemon ended", resource=name)
+
+    def _tell(self, name: str, stop: _Stop, problem: str | None) -> None:
+        def in_loop() -> None:
+            if self._stops.get(name) is stop and self.problem(name) != problem:
+                self._problems[name] = problem
+                if problem is not None:
+                    log.error("MPS", resource=name, problem=problem)
+                self._changed()
+
+        self._loop.call(in_loop)
