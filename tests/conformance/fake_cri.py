@@ -107,13 +107,11 @@ class FakeRuntime:
         self._server.stop(None).wait(5)
 
     def container_of(self, pod: str) -> str | None:
-        """Id of the newest container of a pod, by the pod's name or its prefix (static pods carry the node's name)."""
+        """Id of the newest container of the pod with that name."""
         with self._lock:
             for identity, sandbox in reversed(self._of.items()):
                 status = self.sandboxes.get(sandbox)
-                if status is not None and (
-                    status.metadata.name == pod or status.metadata.name.startswith(f"{pod}-")
-                ):
+                if status is not None and status.metadata.name == pod:
                     return identity
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,9 +37,6 @@ class Node(abc.ABC):
 
     name: str
     version: str
-    publishes_node_status = False
-    """Whether capacity and allocatable can be asked (a real kubelet tells them to an API server alone)."""
-    can_panic = True
 
     def __init__(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="gc-", dir="/tmp"))
@@ -86,6 +84,7 @@ class Node(abc.ABC):
     def close(self) -> None:
         """Stop and clean up."""
         self.stop()
+        shutil.rmtree(self.base, ignore_errors=True)
 
     # -- looked at from outside, the same for all ----------------------------------------------------------------
 
@@ -124,12 +123,16 @@ class Node(abc.ABC):
             )
             return call(asks(**request), timeout=5)
 
+    def pod_name(self, name: str) -> str:
+        """What the kubelet calls a pod of ours."""
+        return name
+
     def held(self, name: str, resource: str) -> set[str]:
-        """Ids that a pod holds, as PodResources has it. Static pods carry the node's name behind theirs."""
+        """Ids that a pod holds, as PodResources has it."""
         return {
             i
             for pod in self.pod_resources().pod_resources
-            if pod.name == name or pod.name.startswith(f"{name}-")
+            if pod.name == self.pod_name(name)
             for container in pod.containers
             for devices in container.devices
             if devices.resource_name == resource
@@ -139,8 +142,6 @@ class Node(abc.ABC):
 
 class EmbeddedNode(Node):
     """The embedded kubelet, in this process."""
-
-    publishes_node_status = True
 
     def __init__(self, version: str) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ cache. It touches no cgroup, no iptables, and no address but 127.0.0.1; its /var
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -48,6 +49,8 @@ def why_not() -> str:
 class RealNode(Node):
     """The binary, with static pods."""
 
+    _numbers = itertools.count(1)
+
     def __init__(self) -> None:
         super().__init__()
         found = binary()
@@ -59,6 +62,8 @@ class RealNode(Node):
         self._static = self.base / "static"
         self._static.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
+        self._names: dict[str, str] = {}
+        """A case's name for a pod -> the pod's own: no two pods ever share one, however slowly the first goes."""
         self.log = self.base / "kubelet.log"
         minor = int(self.version.split(".")[1])
         self._remote = minor < 27
@@ -144,14 +149,16 @@ class RealNode(Node):
         return self._process is not None and self._process.poll() is None
 
     def close(self) -> None:
-        self.stop()
+        super().close()
         self._runtime.stop()
 
     def run_pod(self, name: str, limits: dict[str, int]) -> PodOutcome:
+        own = f"{name}-{next(self._numbers)}"
+        self._names[name] = f"{own}-conformance"
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": "default"},
+            "metadata": {"name": own, "namespace": "default"},
             "spec": {
                 "hostNetwork": True,
                 "terminationGracePeriodSeconds": 0,
@@ -165,17 +172,17 @@ class RealNode(Node):
                 ],
             },
         }
-        temporary = self._static / f".{name}"
+        temporary = self._static / f".{own}"
         temporary.write_text(json.dumps(pod))
-        temporary.rename(self._static / f"{name}.json")
+        temporary.rename(self._static / f"{own}.json")
         return wait_until(lambda: self._outcome(name), 20, f"an answer to pod {name}")
 
     def _outcome(self, name: str) -> PodOutcome | None:
-        for pod in json.loads(self._get("read_only", "/pods") or "{}").get("items") or ():
-            if pod["metadata"]["name"] == f"{name}-conformance" and pod["status"].get("phase") == "Failed":
+        for pod in self._pods():
+            if pod["metadata"]["name"] == self._names[name] and pod["status"].get("phase") == "Failed":
                 status = pod["status"]
                 return PodOutcome(False, f"{status.get('reason', '')}: {status.get('message', '')}")
-        identity = self._runtime.container_of(name)
+        identity = self._runtime.container_of(self._names[name])
         if (
             identity is None
             or self._runtime.containers[identity].state != self._runtime.messages.CONTAINER_RUNNING
@@ -197,24 +204,26 @@ class RealNode(Node):
         )
 
     def remove_pod(self, name: str) -> None:
-        (self._static / f"{name}.json").unlink(missing_ok=True)
+        own = self._names.get(name)
+        if own is None:
+            return
+        (self._static / f"{own.removesuffix('-conformance')}.json").unlink(missing_ok=True)
         wait_until(
-            lambda: (
-                not any(
-                    pod["metadata"]["name"] == f"{name}-conformance"
-                    for pod in json.loads(self._get("read_only", "/pods") or "{}").get("items") or ()
-                )
-            ),
-            20,
-            f"pod {name} to go",
+            lambda: own not in {pod["metadata"]["name"] for pod in self._pods()}, 20, f"pod {name} to go"
         )
 
+    def pod_name(self, name: str) -> str:
+        return self._names.get(name, name)
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return list(json.loads(self._get("read_only", "/pods") or "{}").get("items") or ())
+
     def restart_container(self, name: str) -> None:
-        identity = self._runtime.container_of(name)
+        identity = self._runtime.container_of(self._names[name])
         assert identity is not None
         self._runtime.exit_container(identity)
         wait_until(
-            lambda: self._runtime.container_of(name) not in (None, identity),
+            lambda: self._runtime.container_of(self._names[name]) not in (None, identity),
             40,
             f"{name} to be started again",
         )

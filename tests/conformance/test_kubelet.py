@@ -7,6 +7,7 @@ table that the embedded kubelet itself follows, so that the real one checks the 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -285,6 +286,7 @@ def test_k15_the_plugin_directory_does_not_follow_the_root_directory(node: Node,
     finally:
         node.stop()
         node.start(root_dir=node.root_dir if isinstance(node, EmbeddedNode) else None)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def test_k16_with_the_gate_off_a_used_node_goes_on_advertising_and_pods_run_without_devices(
@@ -568,8 +570,9 @@ def test_k27_pod_resources_says_who_holds_what(node: Node, resource: str) -> Non
                 node.pod_resources("GetAllocatableResources")
             assert error.value.code() == grpc.StatusCode.UNIMPLEMENTED
         if node.behaviour.get_pod:
-            name = next(p.name for p in node.pod_resources().pod_resources if p.name.startswith("k27"))
-            pod = node.pod_resources("Get", pod_name=name, pod_namespace="default").pod_resources
+            pod = node.pod_resources(
+                "Get", pod_name=node.pod_name("k27"), pod_namespace="default"
+            ).pod_resources
             assert {i for c in pod.containers for d in c.devices for i in d.device_ids} == set(
                 plugin.allocated[0]
             )
