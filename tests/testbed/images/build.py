@@ -44,7 +44,7 @@ PYTHON_PACKAGES = (
 ).split()
 # What a server with gRPC never imports; a third of the standard library's size.
 PYTHON_UNUSED = (
-    "ensurepip idlelib lib2to3 pydoc_data test tkinter turtledemo unittest distutils venv wsgiref xmlrpc dbm "
+    "ensurepip idlelib lib2to3 pydoc_data test tkinter turtledemo unittest distutils venv xmlrpc dbm "
     "sqlite3 curses config-3.11-x86_64-linux-gnu turtle.py pydoc.py doctest.py"
 ).split()
 
