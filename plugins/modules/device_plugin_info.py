@@ -330,13 +330,19 @@ def look(params, version):
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             step = "check kubeconfig and node_name"
             trouble = _links.Link("api_server", False, f"the node can not be read: {error}", step)
+    checkpoint, checkpoint_problem = {}, ""
+    try:
+        checkpoint = _kubelet_view.read_checkpoint(directory)
+    except ValueError as error:
+        checkpoint_problem = str(error)
     view = _kubelet_view.View(
         kubelet=healthz(params["healthz_url"] or url),
         gate=gate,
         directory=os.path.isdir(directory),
         kubelet_socket=_grpc_probe.state_of(os.path.join(directory, _kubelet_view.KUBELET_SOCKET)),
         sockets=_kubelet_view.list_sockets(directory),
-        checkpoint=_kubelet_view.read_checkpoint(directory),
+        checkpoint=checkpoint,
+        checkpoint_problem=checkpoint_problem,
         live=_grpc_probe.allocatable_devices(
             os.path.join(params["kubelet_root"], "pod-resources/kubelet.sock")
         ),

@@ -63,6 +63,7 @@ def test_nothing_is_broken_on_a_healthy_node():
         ({"sockets": (plugin(), plugin(name="nvidia-gpu.sock"))}, "one_owner"),
         ({"dra": ("/var/lib/kubelet/plugins/gpu.nvidia.com/dra.sock",)}, "one_owner"),
         ({"checkpoint": {}}, "registered"),
+        ({"checkpoint": {}, "checkpoint_problem": "kubelet_internal_checkpoint: line 1"}, "registered"),
         ({"checkpoint": {GPU: IDS[:7]}}, "registered"),
         ({"checkpoint": {GPU: IDS[:7]}, "status": status(["GPU-3"])}, "healthy"),
         ({"checkpoint": {GPU: IDS[:7]}, "status": None}, "expected"),
