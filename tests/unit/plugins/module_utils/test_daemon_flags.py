@@ -51,7 +51,9 @@ def test_a_drop_in_replaces_the_command_and_a_nearer_one_hides_a_farther_one(tmp
     (tmp_path / "lib/docker.service").write_text("[Service]\nExecStart=/usr/sbin/dockerd --one\n")
     for name in ("etc", "lib"):
         (tmp_path / name / "docker.service.d").mkdir()
-    (tmp_path / "lib/docker.service.d/10.conf").write_text("[Service]\nExecStart=\nExecStart=/x/dockerd --hidden\n")
+    (tmp_path / "lib/docker.service.d/10.conf").write_text(
+        "[Service]\nExecStart=\nExecStart=/x/dockerd --hidden\n"
+    )
     near = tmp_path / "etc/docker.service.d/10.conf"
     near.write_text("[Service]\nExecStart=\nExecStart=/x/dockerd --config-file /y\n")
     assert daemon.flags(daemon.unit_command("docker.service", where)) == [
@@ -63,7 +65,9 @@ def test_no_unit_no_flags(tmp_path: Path) -> None:
     assert daemon.unit_command("docker.service", directories(tmp_path)) == []
 
 
-def process(proc: Path, pid: int, words: list[str], started: int, namespace: str = "pid:[1]", state: str = "S") -> None:
+def process(
+    proc: Path, pid: int, words: list[str], started: int, namespace: str = "pid:[1]", state: str = "S"
+) -> None:
     folder = proc / str(pid)
     (folder / "ns").mkdir(parents=True)
     (folder / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))

@@ -253,7 +253,11 @@ def test_a_disabled_cri_plugin_is_refused_or_mended(machine: Machine, item: str)
             'imports = "x"\n',
             "config.toml: key imports must be a list of strings; file left untouched",
         ),
-        ("config.toml", "version = 3\n", "config.toml: key version is 3, but containerd 1.6.20 reads 1 and 2; no file changed"),
+        (
+            "config.toml",
+            "version = 3\n",
+            "config.toml: key version is 3, but containerd 1.6.20 reads 1 and 2; no file changed",
+        ),
         ("config.toml", 'version = "2"\n', "config.toml: key version must be a number; file left untouched"),
         ("config.toml", 'imports = ["gone.toml"]\n', "gone.toml: imported by"),
         ("conf.d/99-nvidia.toml", "x = \n", "conf.d/99-nvidia.toml:1:5: a value is missing here"),

@@ -29,7 +29,9 @@ class Daemon:
 
     def reload(self, text: Optional[str]) -> None:
         value = json.loads((text or "").lstrip("\ufeff").strip() or "{}")
-        self.runtimes.update({name: entry.get("path", "") for name, entry in value.get("runtimes", {}).items()})
+        self.runtimes.update(
+            {name: entry.get("path", "") for name, entry in value.get("runtimes", {}).items()}
+        )
         self.default = value.get("default-runtime", self.default)
 
     @property
@@ -60,14 +62,18 @@ OTHER_RUNTIMES = st.dictionaries(
 FILES = st.builds(
     lambda extra, known: {**extra, **known},
     st.dictionaries(
-        st.text(max_size=6).filter(lambda k: k not in ("runtimes", "default-runtime", "features")), JSON, max_size=4
+        st.text(max_size=6).filter(lambda k: k not in ("runtimes", "default-runtime", "features")),
+        JSON,
+        max_size=4,
     ),
     st.fixed_dictionaries(
         {},
         optional={
             "runtimes": OTHER_RUNTIMES,
             "default-runtime": st.sampled_from(["runc", "kata"]),
-            "features": st.dictionaries(st.sampled_from(["buildkit", "cdi", "unknown"]), st.booleans(), max_size=2),
+            "features": st.dictionaries(
+                st.sampled_from(["buildkit", "cdi", "unknown"]), st.booleans(), max_size=2
+            ),
         },
     ),
 )
@@ -85,7 +91,9 @@ def value_of(text: Optional[str]) -> dict[str, Any]:
 
 
 @given(TEXTS, st.booleans(), st.booleans())
-def test_present_present_absent_gives_back_the_original(text: Optional[str], cdi: bool, running: bool) -> None:
+def test_present_present_absent_gives_back_the_original(
+    text: Optional[str], cdi: bool, running: bool
+) -> None:
     daemon = Daemon()
     daemon.reload(text)
     want = Want(cdi=cdi)
@@ -186,7 +194,10 @@ def test_the_expected_file(name: str, before: Optional[str], want: Want, after: 
         ('{\n"default-runtime": 1}', "daemon.json:2:20: default-runtime must be a string"),
         ('{"features": 1}', "daemon.json:1:14: features must be an object"),
         ('{"runtimes": {"nvidia": 1}}', "daemon.json:1:25: runtimes.nvidia must be an object"),
-        ('{"runtimes": {"nvidia": {"runtimeType": "x"}}}', "runtimes.nvidia has runtimeType, which excludes path"),
+        (
+            '{"runtimes": {"nvidia": {"runtimeType": "x"}}}',
+            "runtimes.nvidia has runtimeType, which excludes path",
+        ),
     ],
 )
 def test_refuses_a_file_it_cannot_merge(text: str, message: str) -> None:
@@ -247,8 +258,14 @@ def test_no_longer_the_default_brings_back_the_one_before() -> None:
     ("flag", "parts"),
     [
         (Flag("default-runtime", "runc", "/etc/x.conf:3"), ["key default-runtime", "/etc/x.conf:3", PATH]),
-        (Flag("add-runtime", "kata=/k", "/etc/default/docker:9"), ["key runtimes", "/etc/default/docker:9", PATH]),
-        (Flag("config-file", "/else.json", "running dockerd (pid 7)"), ["/else.json", "running dockerd (pid 7)", PATH]),
+        (
+            Flag("add-runtime", "kata=/k", "/etc/default/docker:9"),
+            ["key runtimes", "/etc/default/docker:9", PATH],
+        ),
+        (
+            Flag("config-file", "/else.json", "running dockerd (pid 7)"),
+            ["/else.json", "running dockerd (pid 7)", PATH],
+        ),
     ],
 )
 def test_a_colliding_flag_is_refused_with_both_places(flag: Flag, parts: list[str]) -> None:
