@@ -29,6 +29,12 @@ from .faults import Fault, Path, dotted, hint, shown, unknown_value
 MAX_BYTES = 1 << 20
 """A ConfigMap holds no more either."""
 
+MAX_DEPTH = 30
+"""Levels of nesting; ours has 6, and libyaml's composer, which recurses in C, dies of some ten thousand."""
+
+MAX_NODES = 100_000
+"""Values after aliases are followed, so that a few lines can't grow to fill the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -88,15 +94,18 @@ def parse(text: str | bytes, source: str, *, single_line: bool = False) -> Docum
         raise Unreadable(Fault(f"{source}:{line}", "not UTF-8 text")) from None
     loader: Any = None
     try:
+        _check_depth(decoded, source)
         loader = _loader()(decoded)
         root = loader.get_single_node()
+        if root is not None and _size(root, {}) > MAX_NODES:
+            raise Unreadable(Fault(source, f"more than {MAX_NODES} values"))
         duplicates = tuple(
             Fault(Document(source, None, node, single_line).where(()), f"{node.value!r} is given twice")
             for node in _duplicate_keys(root)
         )
         if duplicates:
             raise Unreadable(*duplicates)
-        value = loader.construct_document(root) if root is not None else None
+        value = _without_nulls(loader.construct_document(root)) if root is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark and not single_line else source
@@ -105,14 +114,16 @@ def parse(text: str | bytes, source: str, *, single_line: bool = False) -> Docum
     except yaml.YAMLError as error:
         raise Unreadable(Fault(source, " ".join(str(error).split()))) from None
     except RecursionError:
-        raise Unreadable(Fault(source, "nested too deeply, or an alias that holds itself")) from None
-    except (ValueError, OverflowError, TypeError) as error:
-        # what PyYAML's constructors let through, such as an integer of too many digits or an unhashable key
+        raise Unreadable(
+            Fault(source, "an alias that holds itself, or too many inside of each other")
+        ) from None
+    except (ValueError, OverflowError, TypeError, LookupError, AttributeError) as error:
+        # what PyYAML's constructors let through: an integer of too many digits, an unhashable key, an empty !!int
         raise Unreadable(Fault(source, f"not readable as YAML: {error}")) from None
     finally:
         if loader is not None:
             loader.dispose()
-    return Document(source, _without_nulls(value), root, single_line)
+    return Document(source, value, root, single_line)
 
 
 @cache
@@ -141,6 +152,28 @@ def _loader() -> Any:
     Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("$"), [""])
     Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("<<$"), ["<"])
     return Loader
+
+
+def _check_depth(text: str, source: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_loader()):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise Unreadable(Fault(source, f"nested more than {MAX_DEPTH} levels deep"))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """How many values the node stands for. An alias inside of what it names has no end: RecursionError."""
+    if id(node) not in known:
+        if node.id == "mapping":
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if node.id == "sequence" else []
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _duplicate_keys(root: Any) -> Iterator[Any]:
@@ -185,8 +218,6 @@ def decode(document: Document, kind: Any) -> tuple[Any, tuple[Fault, ...]]:
     ):  # a key that is taken out may be missed next: then its list entry goes, and then all is well
         try:
             return _converter().structure(value, kind), tuple(fault for _path, fault in found)
-        except RecursionError:
-            return None, (Fault(document.source, "nested too deeply, or an alias that holds itself"),)
         except Exception as error:  # noqa: BLE001 - cattrs wraps whatever a value made go wrong
             problems = tuple(_problems(error, document, ()))
             found = found or problems

@@ -110,7 +110,6 @@ def _parser(program: str) -> _Parser:
         add_help=False,
         allow_abbrev=False,
         exit_on_error=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for option in OPTIONS:
         kind: dict[str, Any] = {"metavar": _metavar(option)}
@@ -119,7 +118,7 @@ def _parser(program: str) -> _Parser:
         place = [f"env {', '.join(option.env)}"]
         if option.key:
             place.append(f"file {', '.join(option.key)}")
-        place.append(f"default {option.default_text or 'none'}")
+        place.append(f"default {option.default_text}" if option.default_text else "no default")
         text = f"{option.help} [{'; '.join(place)}]".replace("%", "%%")
         parser.add_argument(*option.flags, dest=option.field, action="append", help=text, **kind)
     for ignored in IGNORED:
@@ -240,7 +239,7 @@ def _from_file(name: str, where: str, read_file: Callable[[str], str | bytes], w
         value = _at(decoded, ignored.key)
         path = tuple(ignored.key.split("."))
         if value not in (None, False, (), {}, "", "auto", "nvml"):
-            _ignore(ignored.key, document.where(path), ignored.why, value, work)
+            _ignore(ignored.key, document.where(path, key=True), ignored.why, value, work)
     return None
 
 

@@ -43,4 +43,4 @@ def hint(word: str, known: tuple[str, ...]) -> str:
 
 def unknown_value(value: Any, choices: tuple[str, ...]) -> str:
     """What it isn't, and what it may be."""
-    return f"{shown(value)} is not one of {', '.join(choices)}{hint(str(value), choices)}"
+    return f"{shown(value)} is not one of {', '.join(choices)}{hint(value, choices) if isinstance(value, str) else ''}"

@@ -43,8 +43,8 @@ class Chooser:
         )
         self.rows: tuple[Row, ...] = ()
         self.total: dict[str, int] = {}
-        self.gpu_of: dict[str, str | None] = {}
-        self.on_gpu: dict[str | None, list[str]] = {}
+        self.gpu_of: dict[str, str] = {}
+        self.on_gpu: dict[str, list[str]] = {}
         if self.whole:
             places = [scores.positions.get(device.uuid) for device in resource.devices]
             self.rows = tuple(
@@ -53,8 +53,9 @@ class Chooser:
         else:
             for device in resource.devices:
                 if device.uuid not in self.total:
-                    self.on_gpu.setdefault(device.gpu_uuid, []).append(device.uuid)
-                    self.gpu_of[device.uuid] = device.gpu_uuid
+                    gpu = device.gpu_uuid or device.uuid
+                    self.on_gpu.setdefault(gpu, []).append(device.uuid)
+                    self.gpu_of[device.uuid] = gpu
                 self.total[device.uuid] = self.total.get(device.uuid, 0) + 1
 
     def preferred(self, available: Sequence[str], must_include: Sequence[str], size: int) -> list[str]:
@@ -85,7 +86,7 @@ class Chooser:
             if number not in must:
                 waiting.setdefault(devices[number].uuid, []).append(number)
                 taken_of[devices[number].uuid] -= 1
-        taken_on: dict[str | None, int] = {}
+        taken_on: dict[str, int] = {}
         for uuid, taken in taken_of.items():
             gpu = self.gpu_of[uuid]
             taken_on[gpu] = taken_on.get(gpu, 0) + taken
@@ -112,7 +113,7 @@ class Chooser:
             used[uuid] += 1
             taken_of[uuid] += 1
             taken_on[self.gpu_of[uuid]] += 1
-            for beside in self.on_gpu[self.gpu_of[uuid]] if self.gpu_of[uuid] is not None else (uuid,):
+            for beside in self.on_gpu[self.gpu_of[uuid]]:
                 if beside in waiting and used[beside] < len(waiting[beside]):
                     heappush(heap, rank(beside))
         return sorted(chosen)
