@@ -237,7 +237,7 @@ def set_member(text: str, path: tuple[str, ...], value: Any) -> str:
         if member is None:
             for outer in reversed(path[depth + 1 :]):
                 value = {outer: value}
-            return _insert(text, node, key, value, base, (unit, newline))
+            return _insert(text, node, key, value, base=base, style=(unit, newline))
         node = member.node
     if node.value == value and isinstance(node.value, bool) == isinstance(value, bool):
         return text
@@ -245,7 +245,7 @@ def set_member(text: str, path: tuple[str, ...], value: Any) -> str:
     return text[: node.start] + _render(value, None if one_line else base, unit, newline) + text[node.end :]
 
 
-def _insert(text: str, node: Node, key: str, value: Any, base: str, style: tuple[str, str]) -> str:
+def _insert(text: str, node: Node, key: str, value: Any, *, base: str, style: tuple[str, str]) -> str:
     unit, newline = style
     members = node.members or ()
     if members:

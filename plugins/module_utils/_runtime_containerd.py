@@ -25,7 +25,9 @@ from ._runtime import NONE, RESTART, FileEdit, Plan, Refusal, Want, version_tupl
 
 UNIT = "containerd.service"
 PROGRAMS = ("containerd",)
-DOCKERS_OWN = "/docker/containerd/containerd.toml"  # the configuration of the containerd that dockerd starts itself
+DOCKERS_OWN = (
+    "/docker/containerd/containerd.toml"  # the configuration of the containerd that dockerd starts itself
+)
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
 DEFAULT_DROPIN = "/etc/containerd/conf.d/99-nvidia.toml"
 CRI_TABLES = {1: "cri", 2: "io.containerd.grpc.v1.cri"}
@@ -262,8 +264,8 @@ def _enable_cri(loaded: Loaded, fix: bool, record: dict[str, Any]) -> dict[str, 
             if not fix:
                 line = document_line(text, document, ("disabled_plugins",))
                 raise Refusal(
-                    f"{path}:{line}: key disabled_plugins names {item}, so containerd serves no pods and no runtime would "
-                    "take effect; no file changed. Take it out, or set fix_disabled_plugins."
+                    f"{path}:{line}: key disabled_plugins names {item}, so containerd serves no pods and no runtime "
+                    "would take effect; no file changed. Take it out, or set fix_disabled_plugins."
                 )
             text = toml.remove_from_root_array(text, "disabled_plugins", item)
             mended[path] = text
@@ -290,8 +292,8 @@ def plan_present(loaded: Loaded, want: Want, engine_version: str, record: dict[s
         )
     if want.cdi and engine and engine < CDI_SINCE:
         raise Refusal(
-            f"{loaded.config_path}: enable_cdi needs containerd 1.7 or later, this is {engine_version}; no file changed. "
-            "Leave cdi off or upgrade containerd."
+            f"{loaded.config_path}: enable_cdi needs containerd 1.7 or later, this is {engine_version}; no file "
+            "changed. Leave cdi off or upgrade containerd."
         )
     mended = _enable_cri(loaded, fix, record)
     new_main = mended.pop(loaded.config_path, new_main)
@@ -375,7 +377,7 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
 
 
 def scratch_copy(loaded: Loaded, plan: Plan, scratch: str) -> Optional[str]:
-    """Writes the planned files below ``scratch``, imports bent to there; config.toml's path, None if there'd be none."""
+    """Writes the planned files below ``scratch``, imports bent to there; config.toml's path, None if there is none."""
     texts: dict[str, Optional[str]] = {
         **loaded.others,
         loaded.config_path: loaded.text,
@@ -388,13 +390,14 @@ def scratch_copy(loaded: Loaded, plan: Plan, scratch: str) -> Optional[str]:
         if text is None:
             continue
         document = _parse(path, text)
+        bent = text
         if ("imports",) in document.spans:
             start, end = document.spans[("imports",)]
             entries = ", ".join(toml.basic_string(scratch + entry) for entry in _imports(path, document))
-            text = f"{text[:start]}[{entries}]{text[end:]}"
+            bent = f"{text[:start]}[{entries}]{text[end:]}"
         os.makedirs(os.path.dirname(scratch + path), exist_ok=True)
         with open(scratch + path, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+            stream.write(bent)
     return scratch + loaded.config_path
 
 

@@ -125,8 +125,8 @@ def plan_present(loaded: Loaded, want: Want, monitor: Optional[str]) -> Plan:
         clash += [f"runtimes.{want.name}"] if want.name in section.get("runtimes", {}) else []
         if clash:
             raise Refusal(
-                f"{path}: key crio.runtime.{clash[0]} is read after {loaded.dropin_path} and would win; no file changed. "
-                f"Give it a name that sorts before {os.path.basename(loaded.dropin_path)}."
+                f"{path}: key crio.runtime.{clash[0]} is read after {loaded.dropin_path} and would win; no file "
+                f"changed. Give it a name that sorts before {os.path.basename(loaded.dropin_path)}."
             )
     base = effective["runtimes"].get(effective.get("default_runtime", "runc"), {})
     entry: dict[str, Any] = {"runtime_path": want.path, "runtime_type": "oci"}
@@ -137,7 +137,7 @@ def plan_present(loaded: Loaded, want: Want, monitor: Optional[str]) -> Plan:
             if key in base
         }
     )
-    # Without a monitor of its own a runtime takes the old key crio.runtime.conmon; where that is missing too it needs one.
+    # Without a monitor of its own a runtime takes the old key crio.runtime.conmon; where that is missing, it needs one.
     if "monitor_path" not in entry and not effective.get("conmon") and monitor:
         entry["monitor_path"] = monitor
     runtime: dict[str, Any] = {"runtimes": {want.name: entry}}

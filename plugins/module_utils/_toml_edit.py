@@ -246,7 +246,7 @@ class _Reader:
                 return value, None
         if self.at >= len(self.text) or char in "\r\n#":
             self.fail("a value is missing here")
-        self.fail("this is no TOML value; a string needs quotes")
+        return self.fail("this is no TOML value; a string needs quotes")
 
     def ended(self, offset: int) -> bool:
         return offset >= len(self.text) or self.text[offset] in _VALUE_END
@@ -423,7 +423,7 @@ def basic_string(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: Any) -> str:  # noqa: PLR0911 - one line a type
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Moment):
@@ -509,7 +509,7 @@ def remove_from_root_array(text: str, key: str, item: str, whole_line: bool = Fa
         return text
     items, index = document.items[path], values.index(item)
     if len(items) == 1:
-        start, end = document.spans[path]
+        _start, end = document.spans[path]
         if whole_line:
             line_start = text.rfind("\n", 0, document.keys[path]) + 1
             line_end = text.find("\n", end)

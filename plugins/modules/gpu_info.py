@@ -201,7 +201,7 @@ problems:
   sample: ["uvm: missing: /dev/nvidia-uvm"]
 broken_link:
   description:
-    - The first broken link. One of V(pci), V(driver), V(driver_library), V(nvml), V(gpus), V(gpu_health), V(device_nodes) and V(uvm).
+    - The first broken link. One of V(pci), V(driver), V(device_nodes), V(uvm), V(driver_library), V(nvml), V(gpus) and V(gpu_health).
     - None when nothing is broken.
   returned: always
   type: str
