@@ -217,11 +217,12 @@ def steps(call: Any) -> int:
             count += 1
         return trace
 
+    before = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return count
 
 

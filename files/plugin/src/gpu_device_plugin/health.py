@@ -307,7 +307,8 @@ def _waits(trouble: Trouble) -> bool:
 
 
 def _xid_of(code: str) -> int | None:
-    return int(code[4:]) if code.startswith("xid-") else None
+    number = code.removeprefix("xid-")
+    return int(number) if number != code and number.isascii() and number.isdigit() else None
 
 
 def _sort_key(trouble: Trouble) -> tuple[str, str, int, int]:
