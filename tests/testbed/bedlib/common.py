@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -95,6 +96,14 @@ def wait_until(condition, what: str, timeout: float = 60.0, every: float = 0.1):
         if time.monotonic() > end:
             raise BedError(f"{what}: not within {timeout:.0f} s")
         time.sleep(every)
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One at a time on this machine: two commands that miss the same image build it once."""
+    with cache("locks", name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def digest_of(*things: object) -> str:

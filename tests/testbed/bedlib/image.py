@@ -18,9 +18,10 @@ from pathlib import Path
 import build_nvml
 
 from bedlib import engine, kubelet_install, packages
-from bedlib.common import TESTBED, BedError, cache, digest_of, docker, run, say, step
+from bedlib.common import TESTBED, BedError, cache, digest_of, docker, locked, run, say, step
 
 RELEASES = ("bookworm", "trixie")
+KEPT_IMAGES = 4
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 NODE_PACKAGES = (
@@ -37,6 +38,11 @@ def node_image(release: str = "bookworm") -> str:
     if release not in RELEASES:
         raise BedError(f"no release {release!r}: one of {', '.join(RELEASES)}")
     engine.ensure()
+    with locked("image"):
+        return _node_image(release)
+
+
+def _node_image(release: str) -> str:
     base = base_image(release)
     overlay, digest = node_overlay(release)
     tag = f"gpuops/node:{release}-{digest}"
@@ -57,6 +63,7 @@ def node_image(release: str = "bookworm") -> str:
             data=context.getvalue(),
             env={**os.environ, "DOCKER_BUILDKIT": "0"},
         )
+    _forget(release)
     return tag
 
 
@@ -199,6 +206,13 @@ def debootstrap(target: Path, release: str, wanted: list[str], variant: str, wha
 # -- tar and docker ---------------------------------------------------------------------------------------------------
 
 
+def _forget(release: str) -> None:
+    """Drop node images of older sources but the newest few; docker keeps those that a node still runs."""
+    listed = docker("images", "--format", "{{.Repository}}:{{.Tag}}", "gpuops/node").split()
+    for tag in [tag for tag in listed if tag.startswith(f"gpuops/node:{release}-")][KEPT_IMAGES:]:
+        run(["docker", "rmi", tag], check=False)
+
+
 def _exists(tag: str) -> bool:
     return (
         subprocess.run(["docker", "image", "inspect", tag], capture_output=True, check=False).returncode == 0
@@ -230,7 +244,8 @@ def build(kind: str, release: str) -> str:
     """`testbed image KIND`: what was built, as a tag or a path."""
     if kind == "base":
         engine.ensure()
-        return base_image(release)
+        with locked("image"):
+            return base_image(release)
     if kind == "workload":
         engine.ensure()
         for archive in inner_archives():

@@ -90,7 +90,9 @@ def python_packages(release: str) -> Path:
     Versions are those of requirements/dev.txt; wheels come from where pip gets the project's own.
     """
     pins = (PROJECT / "requirements/dev.txt").read_text(encoding="utf-8")
-    wanted = re.findall(r"^((?:grpcio|protobuf|PyYAML|typing_extensions|typing-extensions)==\S+)", pins, re.M | re.I)
+    wanted = re.findall(
+        r"^((?:grpcio|protobuf|PyYAML|typing_extensions|typing-extensions)==\S+)", pins, re.M | re.I
+    )
     python = NODE_PYTHON[release]
     target = cache("python", f"{release}-{digest_of(wanted, python)}")
     if target.exists():

@@ -25,6 +25,8 @@ CAPABILITY_NAMES = (
     "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
     "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ"
 ).split()
+# The newest kubelet whose gate can be off; later ones refuse to start with it.
+GATE_OFF_VERSION = "1.25.0"
 VOLUMES = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/kubelet")
 
 
@@ -96,7 +98,7 @@ def up(spec: NodeSpec) -> dict:
         _create(name, spec, tag)
         _copy(name, {"etc/testbed/node.json": json.dumps(node, indent=1).encode()})
         if node["kubelet"] != "none":
-            kubelet_install.install(name, node["kubelet"], spec.kubelet_version)
+            kubelet_install.install(name, node["kubelet"], version)
         docker("start", name)
         about = info(spec.name)
         _wait(name, about, node)

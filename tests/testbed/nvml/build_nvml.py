@@ -17,7 +17,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LIBRARY_SOURCES = ("json.c", "state.c", "device.c", "health.c", "mig.c", "link.c", "events.c")
-FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-deprecated-declarations", "-fvisibility=hidden", "-pthread")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Wno-deprecated-declarations",
+    "-fvisibility=hidden",
+    "-pthread",
+)
 
 
 class BuildError(Exception):

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "standin.h"
 
@@ -40,6 +41,19 @@ static const json *profile_by(const json *gpu, const char *key, unsigned number)
   return NULL;
 }
 
+/* A container has the capability nodes of its own MIG devices alone, and NVML lists no others there. */
+static bool accessible(const json *gpu, const json *device) {
+  if (!json_bool(si_state, "list_by_device_nodes", false)) return true;
+  int first = 3 + (int)json_num(gpu, "minor", 0) * 135 + (int)json_num(device, "gi", 0) * 9;
+  int minors[] = {first, first + 1 + (int)json_num(device, "ci", 0)};
+  for (size_t i = 0; i < sizeof minors / sizeof *minors; i++) {
+    char node[640];
+    snprintf(node, sizeof node, "%s/nvidia-caps/nvidia-cap%d", json_str(si_state, "dev_root", "/dev"), minors[i]);
+    if (access(node, F_OK)) return false;
+  }
+  return true;
+}
+
 EXPORT nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
   GPU(device);
   NEEDS(current && pending);
@@ -69,7 +83,7 @@ EXPORT nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, uns
   if (!capable(gpu)) return NVML_ERROR_NOT_SUPPORTED;
   if (index >= (unsigned)json_num(json_get(gpu, "mig"), "max", 7)) return NVML_ERROR_INVALID_ARGUMENT;
   for (const json *one = devices(gpu); one && enabled(gpu); one = one->next) {
-    if ((unsigned)json_num(one, "index", 0) != index) continue;
+    if ((unsigned)json_num(one, "index", 0) != index || !accessible(gpu, one)) continue;
     *found = si_handle(json_str(one, "uuid", ""), true);
     return *found ? NVML_SUCCESS : NVML_ERROR_MEMORY;
   }

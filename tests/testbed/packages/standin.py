@@ -21,6 +21,19 @@ CDI_DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 
 
 def fail(text):
+    """Say why in the log that the engine reads (runc's --log), so that `docker run` shows it."""
+    log = os.environ.get("STANDIN_LOG")
+    if log:
+        with open(log, "a") as target:
+            target.write(
+                json.dumps(
+                    {
+                        "level": "error",
+                        "msg": "could not apply required modification to OCI specification: " + text,
+                    }
+                )
+                + "\n"
+            )
     sys.stderr.write("nvidia-container-runtime: %s\n" % text)
     sys.exit(1)
 
@@ -241,16 +254,21 @@ def hook():
             "[ -e %s ] || mknod -m 666 %s c %d %d"
             % (goal, goal, os.major(about.st_rdev), os.minor(about.st_rdev))
         )
+    # The runtime, where it is the container's own, has mounted them already.
     for source in (LIBRARY, "/usr/bin/nvidia-smi"):
+        goal = root + source
         script.append(
-            "mkdir -p %s; touch %s; mount --bind -o ro %s %s"
-            % (os.path.dirname(root + source), root + source, source, root + source)
+            "[ -s %s ] || { mkdir -p %s; touch %s; mount --bind -o ro %s %s; }"
+            % (goal, os.path.dirname(goal), goal, source, goal)
         )
-    directory = os.path.dirname(STATE)
-    script.append("mkdir -p %s; mount --bind -o ro %s %s" % (root + directory, directory, root + directory))
-    subprocess.check_call(
-        ["nsenter", "--mount=/proc/%d/ns/mnt" % state["pid"], "--", "sh", "-ec", "\n".join(script)]
+    source, goal = os.path.dirname(STATE), root + os.path.dirname(STATE)
+    script.append(
+        "[ -e %s/state.json ] || { mkdir -p %s; mount --bind -o ro %s %s; }" % (goal, goal, source, goal)
     )
+    command = ["nsenter", "--mount=/proc/%d/ns/mnt" % state["pid"], "--", "sh", "-ec", "\n".join(script)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        fail("hook: %s" % done.stderr.decode(errors="replace").strip())
 
 
 def cdi(arguments):
