@@ -12,16 +12,15 @@ one keeps config.toml from being migrated. Seen on 1.6.20: a ``runtimes`` table 
 from __future__ import annotations
 
 import copy
-import fnmatch
-import glob
 import os
-from dataclasses import dataclass
 from typing import Any, Optional
 
-from . import _files
 from . import _toml_edit as toml
+from ._containerd_files import Loaded, load, matches, parse, scratch_copy
 from ._daemon_flags import Flag
 from ._runtime import NONE, RESTART, FileEdit, Plan, Refusal, Want, version_tuple
+
+__all__ = ["check_dump", "check_flags", "load", "plan_absent", "plan_present", "scratch_copy"]
 
 UNIT = "containerd.service"
 PROGRAMS = ("containerd",)
@@ -40,76 +39,6 @@ HEADER = (
     "# Made by gpuops.k8s (module container_runtime). Changes here are overwritten; settings of the CRI plugin belong\n"
     "# into config.toml, from where the next run copies them.\n"
 )
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The configuration as it lies on disk: config.toml, what it imports, and our drop-in."""
-
-    config_path: str
-    dropin_path: str
-    text: Optional[str]  # config.toml
-    dropin: Optional[str]
-    others: dict[str, str]  # path -> text of every other imported file
-    order: tuple[
-        str, ...
-    ]  # in which containerd reads them; the drop-in's path among them when it is imported
-    sleeping: tuple[str, ...]  # *.toml beside the drop-in that nothing imports
-
-
-def _parse(path: str, text: Optional[str]) -> toml.Document:
-    try:
-        return toml.parse(text or "")
-    except toml.TomlError as error:
-        raise Refusal(f"{path}:{error}; file left untouched. Mend this line and run again.") from error
-
-
-def _imports(path: str, document: toml.Document) -> list[str]:
-    entries = document.value.get("imports", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise Refusal(
-            f"{path}: key imports must be a list of strings; file left untouched. Mend it and run again."
-        )
-    return [os.path.normpath(os.path.join(os.path.dirname(path), entry)) for entry in entries]
-
-
-def _matches(pattern: str, path: str) -> bool:
-    if os.path.dirname(pattern) == os.path.dirname(path):
-        return fnmatch.fnmatchcase(os.path.basename(path), os.path.basename(pattern))
-    return pattern == path
-
-
-def load(config_path: str, dropin_path: str, extra_import: str = "") -> Loaded:
-    """Reads config.toml and its imports in containerd's order (breadth first, globs sorted). Raises Refusal."""
-    text, dropin = _files.read_text(config_path), _files.read_text(dropin_path)
-    others: dict[str, str] = {}
-    order: list[str] = []
-    pending = [config_path]
-    while pending:
-        path = pending.pop(0)
-        if path in order:
-            continue
-        order.append(path)
-        current = {config_path: text, dropin_path: dropin}.get(path, "")
-        if path not in (config_path, dropin_path):
-            found = _files.read_text(path)
-            if found is None:
-                raise Refusal(
-                    f"{path}: imported by {config_path} but not there, so containerd can't start; no file changed. "
-                    f"Take it out of imports."
-                )
-            current = others[path] = found
-        entries = _imports(path, _parse(path, current))
-        if path == config_path and extra_import:
-            entries.append(extra_import)
-        for entry in entries:
-            names = set(glob.glob(entry)) if "*" in entry else {entry}
-            if _matches(entry, dropin_path):
-                names.add(dropin_path)
-            pending.extend(sorted(names))
-    beside = glob.glob(os.path.join(os.path.dirname(dropin_path), "*.toml"))
-    sleeping = tuple(sorted(path for path in beside if path not in order and path != dropin_path))
-    return Loaded(config_path, dropin_path, text, dropin, others, tuple(order), sleeping)
 
 
 def check_flags(config_path: str, flags: list[Flag]) -> None:
@@ -155,7 +84,7 @@ def _effective(loaded: Loaded, table: str, merges: bool) -> dict[str, Any]:
         if path == loaded.dropin_path:
             continue
         text = loaded.text if path == loaded.config_path else loaded.others[path]
-        cri = _cri(_parse(path, text), table)
+        cri = _cri(parse(path, text), table)
         if cri is not None:
             effective = _deep_merge(effective, cri) if merges else cri
     return copy.deepcopy(effective)
@@ -228,7 +157,7 @@ def _check_later(loaded: Loaded, table: str, want: Want, merges: bool) -> None:
     if loaded.dropin_path not in loaded.order:
         return
     for path in loaded.order[loaded.order.index(loaded.dropin_path) + 1 :]:
-        document = _parse(path, loaded.others[path])
+        document = parse(path, loaded.others[path])
         cri = _cri(document, table)
         if cri is None:
             continue
@@ -258,7 +187,7 @@ def _enable_cri(loaded: Loaded, fix: bool, record: dict[str, Any]) -> dict[str, 
         if path == loaded.dropin_path:
             continue
         text = loaded.text or "" if path == loaded.config_path else loaded.others[path]
-        document = _parse(path, text)
+        document = parse(path, text)
         disabled = document.value.get("disabled_plugins", [])
         for item in [item for item in DISABLED_CRI if isinstance(disabled, list) and item in disabled]:
             if not fix:
@@ -276,7 +205,7 @@ def _enable_cri(loaded: Loaded, fix: bool, record: dict[str, Any]) -> dict[str, 
 def plan_present(loaded: Loaded, want: Want, engine_version: str, record: dict[str, Any], fix: bool) -> Plan:
     """The drop-in says what is wanted and config.toml imports it."""
     record = copy.deepcopy(record)
-    document = _parse(loaded.config_path, loaded.text)
+    document = parse(loaded.config_path, loaded.text)
     engine = version_tuple(engine_version)
     fresh = not document.value and not (loaded.text or "").strip()
     new_main = f"version = {3 if engine >= (2,) else 2}\n" if fresh else loaded.text or ""
@@ -300,20 +229,18 @@ def plan_present(loaded: Loaded, want: Want, engine_version: str, record: dict[s
     effective = _effective(loaded, table, merges)
     before = effective
     if loaded.dropin is not None and loaded.dropin_path in loaded.order:
-        ours = _cri(_parse(loaded.dropin_path, loaded.dropin), table)
+        ours = _cri(parse(loaded.dropin_path, loaded.dropin), table)
         before = effective if ours is None else _deep_merge(effective, ours) if merges else ours
     elif _satisfied(effective, want) and not mended and new_main == loaded.text:
         return Plan((), NONE, _summary(effective, want.name), _summary(effective, want.name), record)
     value = _dropin_value(loaded, effective, want, number if "version" in document.value else None, merges)
     new_dropin = HEADER + toml.dumps(value)
-    if loaded.dropin is not None and _parse(loaded.dropin_path, loaded.dropin).value == value:
+    if loaded.dropin is not None and parse(loaded.dropin_path, loaded.dropin).value == value:
         new_dropin = loaded.dropin
     if loaded.dropin_path not in loaded.order:
         # A file beside ours that nothing imported until now must not wake up by our glob.
         pattern = os.path.join(os.path.dirname(loaded.dropin_path), "*.toml")
-        entry = (
-            loaded.dropin_path if loaded.sleeping or not _matches(pattern, loaded.dropin_path) else pattern
-        )
+        entry = loaded.dropin_path if loaded.sleeping or not matches(pattern, loaded.dropin_path) else pattern
         record.update({"import": entry, "import_line": "imports" not in document.value})
         new_main = toml.add_to_root_array(new_main, "imports", entry)
         if not fresh:
@@ -338,7 +265,7 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
         for path, item in record.get("disabled", []):
             text = new_main if path == loaded.config_path else loaded.others.get(path)
             # Where the administrator has dropped the list since, there is nothing to bring back.
-            if text is None or item in _parse(path, text).value.get("disabled_plugins", [item]):
+            if text is None or item in parse(path, text).value.get("disabled_plugins", [item]):
                 continue
             restored = toml.add_to_root_array(text, "disabled_plugins", item)
             if path == loaded.config_path:
@@ -354,10 +281,10 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
     # config.toml first: without its import the drop-in is nothing, the other way round containerd might not start.
     edits = [FileEdit(loaded.config_path, loaded.text, new_main), *others]
     edits.append(FileEdit(loaded.dropin_path, loaded.dropin, None, generated=True))
-    document = _parse(loaded.config_path, loaded.text)
+    document = parse(loaded.config_path, loaded.text)
     table = cri_table(_config_version(loaded.config_path, document))
     effective = _effective(loaded, table, merges=False)
-    ours = _cri(_parse(loaded.dropin_path, loaded.dropin), table)
+    ours = _cri(parse(loaded.dropin_path, loaded.dropin), table)
     warnings: tuple[str, ...] = ()
     if want.name in effective.get("containerd", {}).get("runtimes", {}):
         warnings = (
@@ -374,31 +301,6 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
         False,
         warnings,
     )
-
-
-def scratch_copy(loaded: Loaded, plan: Plan, scratch: str) -> Optional[str]:
-    """Writes the planned files below ``scratch``, imports bent to there; config.toml's path, None if there is none."""
-    texts: dict[str, Optional[str]] = {
-        **loaded.others,
-        loaded.config_path: loaded.text,
-        loaded.dropin_path: loaded.dropin,
-    }
-    texts.update({edit.path: edit.new for edit in plan.edits})
-    if texts[loaded.config_path] is None:
-        return None
-    for path, text in texts.items():
-        if text is None:
-            continue
-        document = _parse(path, text)
-        bent = text
-        if ("imports",) in document.spans:
-            start, end = document.spans[("imports",)]
-            entries = ", ".join(toml.basic_string(scratch + entry) for entry in _imports(path, document))
-            bent = f"{text[:start]}[{entries}]{text[end:]}"
-        os.makedirs(os.path.dirname(scratch + path), exist_ok=True)
-        with open(scratch + path, "w", encoding="utf-8", newline="") as stream:
-            stream.write(bent)
-    return scratch + loaded.config_path
 
 
 def check_dump(dump: str, want: Want) -> Optional[str]:

@@ -36,13 +36,14 @@ def typed(value: Any) -> Any:
 
 
 @given(VALUES, STYLES, st.booleans())
+@settings(deadline=None)
 def test_reads_what_pythons_own_reader_reads(value: Any, indent: Any, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert typed(edit.parse(text).value) == typed(value)
 
 
 @given(st.text(alphabet='{}[]",:01-.eE+ \ntrufalsn\\/"x', max_size=40))
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 def test_refuses_what_pythons_own_reader_refuses(text: str) -> None:
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _value in found}) != len(found):
@@ -89,6 +90,7 @@ def test_names_the_place_of_an_error(text: str, message: str) -> None:
 
 
 @given(DOCUMENTS, STYLES, VALUES)
+@settings(deadline=None)
 def test_sets_a_member_and_nothing_else(document: dict[str, Any], indent: Any, value: Any) -> None:
     text = json.dumps(document, indent=indent)
     after = edit.set_member(text, ("ours",), value)
@@ -98,6 +100,7 @@ def test_sets_a_member_and_nothing_else(document: dict[str, Any], indent: Any, v
 
 
 @given(DOCUMENTS.filter(lambda document: "ours" not in document), STYLES, VALUES)
+@settings(deadline=None)
 def test_deleting_what_was_added_gives_back_the_bytes(
     document: dict[str, Any], indent: Any, value: Any
 ) -> None:
@@ -108,7 +111,8 @@ def test_deleting_what_was_added_gives_back_the_bytes(
 def test_keeps_the_style_of_the_members_that_are_there() -> None:
     text = '{\n  "a": 1,\n  "runtimes": {\n    "kata": {"path": "/k"}\n  }\n}\n'
     assert edit.set_member(text, ("runtimes", "nvidia", "path"), "/n") == (
-        '{\n  "a": 1,\n  "runtimes": {\n    "kata": {"path": "/k"},\n    "nvidia": {\n      "path": "/n"\n    }\n  }\n}\n'
+        '{\n  "a": 1,\n  "runtimes": {\n    "kata": {"path": "/k"},\n    "nvidia": {\n      "path": "/n"\n'
+        "    }\n  }\n}\n"
     )
 
 

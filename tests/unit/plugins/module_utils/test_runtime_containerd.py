@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from ansible_collections.gpuops.k8s.plugins.module_utils import _runtime_containerd as containerd
@@ -109,6 +109,7 @@ def merged(base: dict[str, Any], runtime: dict[str, Any], default: bool = True) 
     return {**base, "containerd": {**new, "default_runtime_name": "nvidia"} if default else new}
 
 
+FIRST = {"sandbox_image": "registry.local/pause:3.9", "containerd": {"runtimes": {"runc": RUNC}}}
 OURS = {"containerd": {"default_runtime_name": "nvidia", "runtimes": {"nvidia": WITH_CGROUP}}}
 BARE = {
     "containerd": {
@@ -122,7 +123,7 @@ GOLDEN = [
     ("no file, 1.7", None, "1.7.24", 2, "io.containerd.grpc.v1.cri", BARE),
     ("no file, 2.0", None, "2.0.4", 3, "io.containerd.cri.v1.runtime", BARE),
     ("no file, 2.1", None, "2.1.0", 3, "io.containerd.cri.v1.runtime", BARE),
-    ("version 1, 1.6", V1, "1.6.20", None, "cri", merged({k: v for k, v in FULL.items() if k != "containerd"} | {"containerd": {"runtimes": {"runc": RUNC}}}, WITH_CGROUP)),
+    ("version 1, 1.6", V1, "1.6.20", None, "cri", merged(FIRST, WITH_CGROUP)),
     ("version 2, 1.6", V2, "1.6.20", 2, "io.containerd.grpc.v1.cri", merged(FULL, WITH_CGROUP)),
     ("version 2, 1.7", V2, "1.7.24", 2, "io.containerd.grpc.v1.cri", merged(FULL, WITH_CGROUP)),
     ("version 2, 2.0", V2, "2.0.4", 2, "io.containerd.grpc.v1.cri", merged(FULL, WITH_CGROUP)),
@@ -139,9 +140,9 @@ GOLDEN = [
 def test_the_expected_drop_in(
     machine: Machine,
     name: str,
-    text: Optional[str],
+    text: str | None,
     engine: str,
-    version: Optional[int],
+    version: int | None,
     table: str,
     expected: Any,
 ) -> None:
@@ -358,7 +359,7 @@ def configurations(draw: st.DrawFn) -> str:
 @given(text=st.none() | configurations(), engine=st.sampled_from(["1.6.20", "1.7.24", "2.1.0"]))
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 def test_present_present_absent_gives_back_the_bytes(
-    tmp_path_factory: pytest.TempPathFactory, text: Optional[str], engine: str
+    tmp_path_factory: pytest.TempPathFactory, text: str | None, engine: str
 ) -> None:
     machine = Machine(tmp_path_factory.mktemp("any"))
     if text is not None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from ansible_collections.gpuops.k8s.plugins.module_utils import _runtime_crio as crio
@@ -30,7 +30,7 @@ def load(root: Path, **files: str) -> crio.Loaded:
     return crio.load(str(root / "crio.conf"), str(directory / "99-nvidia.toml"))
 
 
-def written(plan: Plan) -> Optional[dict[str, Any]]:
+def written(plan: Plan) -> dict[str, Any] | None:
     return toml.parse(plan.edits[0].new or "").value["crio"]["runtime"]
 
 
@@ -60,7 +60,7 @@ def test_the_expected_drop_in(
     name: str,
     files: dict[str, str],
     want: Want,
-    monitor: Optional[str],
+    monitor: str | None,
     entry: dict[str, Any],
 ) -> None:
     plan = crio.plan_present(load(tmp_path, **files), want, monitor)

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from ansible_collections.gpuops.k8s.plugins.module_utils import _runtime_docker as docker
 from ansible_collections.gpuops.k8s.plugins.module_utils._daemon_flags import Flag
 from ansible_collections.gpuops.k8s.plugins.module_utils._runtime import Plan, Refusal, Want
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PATH = "/etc/docker/daemon.json"
@@ -27,7 +27,7 @@ class Daemon:
         self.default = "runc"
         self.runtimes: dict[str, str] = {"runc": "runc"}
 
-    def reload(self, text: Optional[str]) -> None:
+    def reload(self, text: str | None) -> None:
         value = json.loads((text or "").lstrip("\ufeff").strip() or "{}")
         self.runtimes.update(
             {name: entry.get("path", "") for name, entry in value.get("runtimes", {}).items()}
@@ -39,15 +39,15 @@ class Daemon:
         return docker.Live("20.10.24", self.default, dict(self.runtimes), None)
 
 
-def present(text: Optional[str], daemon: Daemon, record: dict[str, Any], want: Want = WANT) -> Plan:
+def present(text: str | None, daemon: Daemon, record: dict[str, Any], want: Want = WANT) -> Plan:
     return docker.plan_present(PATH, text, want, daemon.live, record)
 
 
-def absent(text: Optional[str], daemon: Daemon, record: dict[str, Any]) -> Plan:
+def absent(text: str | None, daemon: Daemon, record: dict[str, Any]) -> Plan:
     return docker.plan_absent(PATH, text, WANT, daemon.live, record)
 
 
-def text_of(plan: Plan) -> Optional[str]:
+def text_of(plan: Plan) -> str | None:
     return plan.edits[0].new
 
 
@@ -86,14 +86,13 @@ TEXTS = st.builds(
 ) | st.sampled_from([None, "", " \n"])
 
 
-def value_of(text: Optional[str]) -> dict[str, Any]:
+def value_of(text: str | None) -> dict[str, Any]:
     return json.loads((text or "").lstrip("\ufeff").strip() or "{}")
 
 
 @given(TEXTS, st.booleans(), st.booleans())
-def test_present_present_absent_gives_back_the_original(
-    text: Optional[str], cdi: bool, running: bool
-) -> None:
+@settings(deadline=None)
+def test_present_present_absent_gives_back_the_original(text: str | None, cdi: bool, running: bool) -> None:
     daemon = Daemon()
     daemon.reload(text)
     want = Want(cdi=cdi)
@@ -179,7 +178,7 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("name", "before", "want", "after"), GOLDEN, ids=[case[0] for case in GOLDEN])
-def test_the_expected_file(name: str, before: Optional[str], want: Want, after: str) -> None:
+def test_the_expected_file(name: str, before: str | None, want: Want, after: str) -> None:
     live = docker.Live("29.0.0", "runc", {}, False)
     assert text_of(docker.plan_present(PATH, before, want, live, {})) == after
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 from typing import Any
@@ -110,7 +111,7 @@ def test_reads_and_refuses_as_pythons_own_reader(text: str) -> None:
 
 @needs_tomllib
 @given(st.data())
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_reads_damaged_files_as_pythons_own_reader(data: st.DataObject) -> None:
     text = data.draw(st.sampled_from([CONTAINERD, *TRICKY]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -118,10 +119,8 @@ def test_reads_damaged_files_as_pythons_own_reader(data: st.DataObject) -> None:
         cut = data.draw(st.integers(0, 3))
         put = data.draw(st.text(alphabet="[]{}=.\"'\\\n #,ab1-_:TZ+\r\te", max_size=3))
         text = text[:at] + put + text[at + cut :]
-    try:
+    with contextlib.suppress(RecursionError):
         agree(text)
-    except RecursionError:
-        pass
 
 
 KEYS = st.text(max_size=6)
@@ -139,6 +138,7 @@ TABLES = st.recursive(
 
 
 @given(TABLES)
+@settings(deadline=None)
 @example({"a": {"b": {}}})
 def test_writes_what_it_reads_back(value: dict[str, Any]) -> None:
     text = toml.dumps(value)

@@ -1,0 +1,178 @@
+"""The container runtime role against real engines: what runs keeps running, whatever happens to the play."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from node_kit import ROOT, TESTBED, VENV_BIN, Node, Play
+
+ROLE = """\
+- hosts: gpu_nodes
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: gpuops.k8s.nvidia_docker
+        tasks_from: "{{ entry | default('main') }}"
+"""
+PIDS = "docker ps -q --no-trunc | xargs docker inspect -f '{{.Id}} {{.State.Pid}}' | sort"
+SITE = {"log-driver": "json-file", "features": {"buildkit": True}, "insecure-registries": ["127.0.0.0/8"]}
+SEED = 20261123
+MOMENTS = int(os.environ.get("GPUOPS_KILLS", "20"))
+
+
+@pytest.fixture(scope="module")
+def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A playbook of this role alone."""
+    path = tmp_path_factory.mktemp("play") / "role.yml"
+    path.write_text(ROLE)
+    return path
+
+
+@pytest.mark.timeout(900)
+def test_twenty_containers_keep_their_pids_through_provision_upgrade_rerun_and_remove(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("runtime", "--gpus", "2", "--kubelet", "none")
+    node.run("for n in $(seq 19); do docker run -d --name work-$n gpuops/workload:1 sleep 1000000; done")
+    before = node.text(PIDS)
+    assert len(before.splitlines()) == 20
+    steps: list[tuple[dict[str, object], bool]] = [
+        ({"nvidia_docker_version": "1.17.8-1"}, True),
+        ({"nvidia_docker_version": "1.18.0-1"}, True),
+        ({"nvidia_docker_version": "1.18.0-1"}, False),
+        ({"entry": "remove"}, True),
+        ({"entry": "remove"}, False),
+    ]
+    for extra, changes in steps:
+        done = play(role, [node], extra=extra)
+        assert done.rc == 0, done.output
+        assert (done.changed > 0) is changes, done.output
+        assert node.text(PIDS) == before, extra
+    assert json.loads(node.text("cat /etc/docker/daemon.json")) == SITE
+
+
+@pytest.mark.timeout(1800)
+def test_a_play_killed_at_any_moment_leaves_whole_files_and_the_next_one_finishes(
+    make_node: Callable[..., Node], collections: Path, play: Callable[..., Play], role: Path, tmp_path: Path
+) -> None:
+    node = make_node("killed", "--gpus", "2", "--kubelet", "none")
+    inventory = tmp_path / "kill.yml"
+    inventory.write_text(
+        subprocess.run([TESTBED, "inventory", node.name], check=True, capture_output=True, text=True).stdout
+    )
+    environment = dict(
+        os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"), ANSIBLE_COLLECTIONS_PATH=str(collections)
+    )
+    command = [str(VENV_BIN / "ansible-playbook"), "-i", str(inventory), str(role)]
+    training = node.text("docker inspect -f '{{.State.Pid}}' training")
+    # Watches every name that a reader could see while the play writes: each version must be whole JSON.
+    node.run(
+        "nohup setsid python3 -c '\n"
+        "import json, os, time\n"
+        "while True:\n"
+        '    for name in ("/etc/docker/daemon.json", "/var/lib/gpuops/container_runtime.json"):\n'
+        "        try:\n"
+        "            text = open(name).read()\n"
+        "        except OSError:\n"
+        "            continue\n"
+        "        try:\n"
+        "            json.loads(text)\n"
+        "        except ValueError:\n"
+        '            open("/var/tmp/half", "a").write(name + "\\n" + text + "\\n")\n'
+        "    time.sleep(0.002)\n"
+        "' >/dev/null 2>&1 </dev/null &"
+    )
+    started = time.monotonic()
+    first = play(role, [node])
+    length = time.monotonic() - started
+    assert first.rc == 0, first.output
+    chance = random.Random(SEED)
+    for moment in range(MOMENTS):
+        entry = "remove" if moment % 2 == 0 else "main"
+        process = subprocess.Popen(
+            [*command, "-e", json.dumps({"entry": entry})],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=chance.uniform(0.2, length))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        daemon = json.loads(node.text("cat /etc/docker/daemon.json"))
+        assert {key: daemon.get(key) for key in SITE} == SITE
+    last = play(role, [node])
+    assert last.rc == 0, last.output
+    assert play(role, [node]).changed == 0
+    assert node.text("docker info -f '{{.DefaultRuntime}}'") == "nvidia"
+    assert node.text("docker inspect -f '{{.State.Pid}}' training") == training
+    gone = play(role, [node], extra={"entry": "remove"})
+    assert gone.rc == 0, gone.output
+    assert json.loads(node.text("cat /etc/docker/daemon.json")) == SITE
+    assert node.text("docker info -f '{{.DefaultRuntime}}'") == "runc"
+    assert node.run("cat /var/tmp/half", check=False).stdout == ""
+    left = node.text("ls -a /etc/docker | grep '^\\.daemon' || true")
+    assert left == "", "a temporary file that nobody takes away"
+
+
+@pytest.mark.timeout(600)
+def test_an_engine_that_does_not_come_back_gets_its_old_files_and_the_play_fails_with_its_log(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("rollback", "--gpus", "2", "--kubelet", "none")
+    before = node.text("cat /etc/docker/daemon.json")
+    # The engine dies on any file that names nvidia: a fault that no validator of 20.10 can see.
+    node.run(
+        "mkdir -p /etc/systemd/system/docker.service.d; printf '[Service]\\nExecStartPre=/bin/sh -c "
+        '"! grep -q nvidia /etc/docker/daemon.json || { echo the-site-says-no; exit 1; }"\\n\' '
+        ">/etc/systemd/system/docker.service.d/x.conf; systemctl daemon-reload"
+    )
+    done = play(role, [node], extra={"nvidia_docker_apply": "restart", "nvidia_docker_wait": 5})
+    assert done.rc != 0
+    assert "the old files are back and it runs with them" in done.output
+    assert "the-site-says-no" in done.output
+    assert node.text("cat /etc/docker/daemon.json") == before
+    assert node.text("docker info -f '{{.DefaultRuntime}}'") == "runc"
+    node.run("rm -r /etc/systemd/system/docker.service.d; systemctl daemon-reload")
+    assert play(role, [node]).rc == 0
+    assert node.text("docker info -f '{{.DefaultRuntime}}'") == "nvidia"
+
+
+@pytest.mark.timeout(600)
+def test_hardened_a_container_that_names_gpus_itself_sees_none(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("hardened", "--gpus", "2", "--kubelet", "none")
+    count = "docker run --rm {} gpuops/workload:1 sh -c 'ls /dev | grep -c nvidia[0-9] || true'"
+    by_name, plain = count.format("-e NVIDIA_VISIBLE_DEVICES=all"), count.format("")
+    assert play(role, [node]).rc == 0
+    assert (node.text(by_name), node.text(plain)) == ("2", "0")
+    assert play(role, [node], extra={"nvidia_docker_hardening": True}).rc == 0
+    assert (node.text(by_name), node.text(plain)) == ("0", "0")
+    listed = count.format(
+        "-v /dev/null:/var/run/nvidia-container-devices/0 -e NVIDIA_VISIBLE_DEVICES=/var/run/nvidia-container-devices"
+    )
+    assert node.text(listed) == "1", "the device plugin's way by volume mounts still works"
+    assert play(role, [node], extra={"nvidia_docker_hardening": True}).changed == 0
+    assert play(role, [node]).rc == 0
+    assert node.text(by_name) == "2"
+
+
+@pytest.mark.timeout(600)
+def test_a_daemon_reload_takes_no_gpu_from_a_running_container(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("reload", "--gpus", "2", "--kubelet", "none")
+    node.run("find /dev/char -lname '../nvidia*' -delete 2>/dev/null || true")
+    extra = {"nvidia_docker_verify_daemon_reload": True, "nvidia_docker_verify_image": "gpuops/workload:1"}
+    done = play(role, [node], extra=extra)
+    assert done.rc == 0, done.output
+    assert int(node.text("find /dev/char -lname '../nvidia*' | wc -l")) >= 1
+    assert node.text("docker ps -aq --filter name=gpuops-daemon-reload") == ""
