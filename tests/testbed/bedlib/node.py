@@ -91,6 +91,7 @@ def up(spec: NodeSpec) -> dict:
         "public_key": key().with_suffix(".pub").read_text(encoding="utf-8"),
         "first_boot": True,
     }
+    version = spec.kubelet_version or (GATE_OFF_VERSION if spec.gate_off else "")
     started = time.monotonic()
     with step(
         f"starting node {spec.name} ({spec.gpus} x {spec.model}, kubelet {node['kubelet']}, {node['engine']})"
