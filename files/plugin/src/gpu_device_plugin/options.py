@@ -63,9 +63,11 @@ def _peer(  # noqa: PLR0917 - a table's row
     return Option(field, kind, text, (f"--{name}",), (env,), (key,), choices)
 
 
-def _ours(field: str, kind: str, name: str, key: str, text: str, *choices: str, env: str = "") -> Option:
+def _ours(  # noqa: PLR0917 - a table's row
+    field: str, kind: str, name: str, key: str, text: str, *choices: str, env: str = "", ours: bool = True
+) -> Option:
     variable = env or name.replace("-", "_").upper()
-    return Option(field, kind, text, (f"--{name}",), (variable,), (key,), choices, ours=True)
+    return Option(field, kind, text, (f"--{name}",), (variable,), (key,), choices, ours)
 
 
 CONFIG_FILE = Option(
@@ -216,21 +218,24 @@ OPTIONS: tuple[Option, ...] = (
         "sharing-time-slicing",
         "sharing.timeSlicing",
         "resources shared by time-slicing",
+        ours=False,
     ),
-    _ours("mps", "yaml", "sharing-mps", "sharing.mps", "resources shared by MPS"),
+    _ours("mps", "yaml", "sharing-mps", "sharing.mps", "resources shared by MPS", ours=False),
     _ours(
         "gpu_rules",
         "yaml",
         "resources-gpus",
         "resources.gpus",
         "model pattern -> resource name; nvidia.com/gpu for the rest",
+        ours=False,
     ),
     _ours(
         "mig_rules",
         "yaml",
         "resources-mig",
         "resources.mig",
-        "MIG profile pattern -> resource name; nvidia.com/mig-<profile> for the rest",
+        "MIG profile pattern -> resource name; nvidia.com/mig-PROFILE for the rest",
+        ours=False,
     ),
     _ours(
         "resource_prefix",
@@ -269,6 +274,7 @@ OPTIONS: tuple[Option, ...] = (
         "health.disable",
         "all, xids, or XIDs to ignore",
         env="DP_DISABLE_HEALTHCHECKS",
+        ours=False,
     ),
     _ours(
         "health.enable",
@@ -277,6 +283,7 @@ OPTIONS: tuple[Option, ...] = (
         "health.enable",
         "all, or XIDs to heed in spite of the above",
         env="DP_ENABLE_HEALTHCHECKS",
+        ours=False,
     ),
     _ours(
         "occupancy_guard",
