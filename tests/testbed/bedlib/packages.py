@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bedlib import engine
-from bedlib.common import TESTBED, cache, digest_of, out, run, step
+from bedlib.common import TESTBED, cache, digest_of, locked, out, run, step
 
 SOURCES = TESTBED / "packages"
 TOOLKIT_VERSIONS = ("1.17.8-1", "1.18.0-1")
@@ -168,11 +168,14 @@ def _sign(root: Path) -> None:
         data = (pool / name).read_bytes()
         release += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
     (pool / "Release").write_text(release, encoding="utf-8")
-    with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "GNUPGHOME": home}
+    home = cache("repository-key", "x").parent
+    home.chmod(0o700)
+    with locked("repository-key"):
+        env = {**os.environ, "GNUPGHOME": str(home)}
         gpg = ["gpg", "--batch", "--yes", "--quiet"]
         who = "NVIDIA stand-in (throw-away key) <nobody@example.invalid>"
-        run([*gpg, "--passphrase", "", "--quick-gen-key", who, "rsa3072", "sign", "never"], env=env)
+        if not out([*gpg, "--list-secret-keys"], env=env):
+            run([*gpg, "--passphrase", "", "--quick-gen-key", who, "rsa3072", "sign", "never"], env=env)
         run([*gpg, "--clearsign", "-o", pool / "InRelease", pool / "Release"], env=env)
         run([*gpg, "-abs", "-o", pool / "Release.gpg", pool / "Release"], env=env)
         run([*gpg, "--armor", "--export", "-o", root / "gpgkey"], env=env)
@@ -180,8 +183,3 @@ def _sign(root: Path) -> None:
         run(["gpgconf", "--kill", "all"], env=env, check=False)
     fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
     (root / "fingerprint").write_text(fingerprint + "\n", encoding="utf-8")
-
-
-def fingerprint() -> str:
-    """The fingerprint of the repository's key, 40 hex digits."""
-    return (build() / "fingerprint").read_text(encoding="utf-8").strip()

@@ -72,7 +72,7 @@ class World:
 
     def pci_only(self, machine: list[str], seed: str = "testbed", numa_nodes: int = 2) -> None:
         """A machine whose driver is not installed: its GPUs are on the PCI bus and nowhere else."""
-        self._pci(models.make_state(machine, seed, numa_nodes))
+        self._pci(models.make_state(machine, seed, numa_nodes), bound=False)
 
     # -- verbs ---------------------------------------------------------------------------------------------------
 
@@ -228,9 +228,9 @@ class World:
         for name in wanted:
             make_node(self.dev / name)
 
-    def _pci(self, state: dict) -> None:
+    def _pci(self, state: dict, *, bound: bool = True) -> None:
         devices = self.sys / "bus/pci/devices"
-        wanted = {models.bus_id(gpu): gpu_function(gpu) for gpu in state["gpus"]}
+        wanted = {models.bus_id(gpu): gpu_function(gpu, bound) for gpu in state["gpus"]}
         wanted["0000:00:00.0"] = {"vendor": 0x8086, "device": 0x09A2, "class": 0x060000, "numa_node": 0}
         wanted["0000:01:00.0"] = {"vendor": 0x15B3, "device": 0x1021, "class": 0x020700, "numa_node": 0}
         if any(link.get("type") == "switch" for gpu in state["gpus"] for link in gpu["nvlinks"]):
@@ -346,7 +346,7 @@ def _slots(wanted: list[models.MigProfile], taken: frozenset[int]) -> list[int] 
     return None
 
 
-def gpu_function(gpu: dict) -> dict:
+def gpu_function(gpu: dict, bound: bool) -> dict:
     """What sysfs says of the GPU's PCI function."""
     pci = gpu["pci"]
     return {
@@ -356,7 +356,7 @@ def gpu_function(gpu: dict) -> dict:
         "subsystem_vendor": pci["subsystem_id"] & 0xFFFF,
         "subsystem_device": pci["subsystem_id"] >> 16,
         "numa_node": gpu["numa_node"],
-        "driver": "nvidia",
+        **({"driver": "nvidia"} if bound else {}),
     }
 
 

@@ -52,7 +52,7 @@ def lacks_sys_resource() -> bool:
 
 
 def engines() -> None:
-    if lacks_sys_resource():
+    if NODE["engine"] != "none" and lacks_sys_resource():
         shutil.copy("/opt/testbed/runc-wrapper", "/usr/local/sbin/runc")
     if not NODE["first_boot"]:
         return
