@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class RealNode(Node):
         self._static = self.base / "static"
         self._static.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0
         self._names: dict[str, str] = {}
         """A case's name for a pod -> the pod's own: no two pods ever share one, however slowly the first goes."""
         self.log = self.base / "kubelet.log"
@@ -106,6 +108,7 @@ class RealNode(Node):
         if root_dir is not None:
             flags.append(f"--root-dir={root_dir}")
         DEFAULT_ROOT.mkdir(exist_ok=True)
+        self._started = time.time_ns()
         script = f'mount --bind "$1" {DEFAULT_ROOT}; shift; exec "$@"'
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -125,6 +128,14 @@ class RealNode(Node):
         )
         if not self.alive():
             raise RuntimeError(f"the kubelet ended: {self.log.read_text()[-2000:]}")
+
+    def healthy(self, resource: str) -> set[str] | None:
+        """The checkpoint keeps the ids of before a restart until something is written: those don't count."""
+        known = super().healthy(resource)
+        file = self.plugin_dir / "kubelet_internal_checkpoint"
+        if known is None or not file.exists() or file.stat().st_mtime_ns < self._started:
+            return None if known is None else set()
+        return known
 
     def _sock(self) -> tuple[int, int] | None:
         try:
