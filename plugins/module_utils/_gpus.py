@@ -221,15 +221,15 @@ class Views:
 
 
 def judge(views: Views) -> List[Link]:
-    """The links from the bus to the device nodes, in that order."""
+    """The links from the bus to NVML, in that order. Device nodes come first: without them NVML sees no GPU."""
     return [
         _pci(views),
         _driver(views),
+        *_nodes(views),
         _library(views),
         _nvml(views),
         _gpus(views),
         _lost(views),
-        *_nodes(views),
     ]
 
 
