@@ -23,6 +23,7 @@ from .health import load_book
 from .hostdev import HostDeviceSource
 from .nvml import NvmlSource
 from .nvml_library import visible_roots
+from .nvml_read import proc_gpus
 from .resources import plan
 
 GPU_CLASSES = ("0x0300", "0x0302")
@@ -39,7 +40,11 @@ class Finding:
     text: str
 
 
-def gpus_on_bus(sysfs: str = "/sys") -> list[str]:
+SYSFS = "/sys"
+PROC = "/proc"
+
+
+def gpus_on_bus(sysfs: str) -> list[str]:
     """PCI addresses of NVIDIA GPUs, drivers or not."""
     found = []
     for device in sorted(Path(f"{sysfs}/bus/pci/devices").glob("*")):
@@ -63,9 +68,9 @@ def findings(settings: Settings) -> Iterator[Finding]:
     for warning in settings.warnings:
         yield Finding("settings", "warn", warning)
     roots = visible_roots(settings.nvidia_driver_root, settings.container_driver_root)
-    source = NvmlSource(roots, dev_root(settings))
+    source = NvmlSource(roots, dev_root(settings), SYSFS, PROC)
     snapshot = Snapshot()
-    bus = gpus_on_bus()
+    bus = gpus_on_bus(SYSFS)
     try:
         snapshot = source.scan()
     except SourceError as error:
@@ -115,9 +120,10 @@ def _nodes(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
     if not snapshot.gpus:
         return
     root = dev_root(settings).rstrip("/")
+    minors = (entry.get("minor") for entry in proc_gpus(PROC).values())
     wanted = [path for gpu in snapshot.gpus for path in gpu.paths]
     wanted += [path for gpu in snapshot.gpus for one in gpu.slices for path in one.capability_paths]
-    wanted += ["/dev/nvidiactl", "/dev/nvidia-uvm"]
+    wanted += ["/dev/nvidiactl", "/dev/nvidia-uvm", *(f"/dev/nvidia{minor}" for minor in minors if minor)]
     missing = [path for path in dict.fromkeys(wanted) if not os.path.exists(root + path)]
     if missing:
         yield Finding(

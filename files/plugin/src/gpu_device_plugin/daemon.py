@@ -311,7 +311,7 @@ class Daemon:
         if (old.events, old.node_name) != (new.events, new.node_name):
             self._open_reporter()
         if self.mps is not None and old.mps_root != new.mps_root:
-            self.mps.close()
+            self.mps.offer([])  # its daemons' pipes are where nobody will look for them
             self.mps = None
         if old.config_file != new.config_file:
             if self._watch is not None:

@@ -147,6 +147,13 @@ class NvmlSource:
                 found[gpu.uuid] = gpu
         self._add_broken(found, broken, listed, problems)
         self._add_vanished(found)
+        buses = {gpu.pci_bus_id for gpu in found.values()}
+        for bus, entry in listed.items():
+            if bus not in buses and not broken and "DGX Display" not in entry.get("model", ""):
+                problems.append(
+                    f"the driver holds a GPU at {bus} that NVML does not list: "
+                    f"is /dev/nvidia{entry.get('minor', 'N')} there?"
+                )
         gpus = tuple(sorted(found.values(), key=lambda gpu: (gpu.index, gpu.uuid)))
         gpus, self._probes = self._probe_all(api, gpus)
         for gpu in gpus:
