@@ -57,13 +57,13 @@ class Ignored:
     env: tuple[str, ...] = ()
 
 
-def _peer(  # noqa: PLR0917 - a table's row
+def _peer(
     field: str, kind: str, name: str, env: str, key: str, text: str, *choices: str
 ) -> Option:
     return Option(field, kind, text, (f"--{name}",), (env,), (key,), choices)
 
 
-def _ours(  # noqa: PLR0917 - a table's row
+def _ours(
     field: str, kind: str, name: str, key: str, text: str, *choices: str, env: str = "", ours: bool = True
 ) -> Option:
     variable = env or name.replace("-", "_").upper()
