@@ -114,7 +114,7 @@ def test_reads_and_refuses_as_pythons_own_reader(text: str) -> None:
 @settings(max_examples=500, deadline=None)
 def test_reads_damaged_files_as_pythons_own_reader(data: st.DataObject) -> None:
     text = data.draw(st.sampled_from([CONTAINERD, *TRICKY]))
-    for _ in range(data.draw(st.integers(1, 3))):
+    for _round in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
         cut = data.draw(st.integers(0, 3))
         put = data.draw(st.text(alphabet="[]{}=.\"'\\\n #,ab1-_:TZ+\r\te", max_size=3))
