@@ -140,7 +140,7 @@ def test_a_refusal_is_told_and_tried_again_k4(node, link):
 
 
 def test_register_alone_proves_nothing_k1(node, link, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_LIST_SECONDS", 0.3)
+    monkeypatch.setattr(module, "FIRST_LIST_SECONDS", (0.3,))
     node.kubelet.start()
     node.kubelet.faults.never_dial = True
     link.offer(gpu=devices(8))
@@ -168,6 +168,19 @@ def test_a_stale_socket_of_a_stopped_kubelet_is_no_kubelet(node, link):
     assert node.own_sockets() == []
     node.kubelet.start()
     node.kubelet.wait_for(GPU, 8)
+
+
+def test_sockets_that_a_killed_process_left_are_cleared_away(node, link):
+    old, young, foreign = (node.plugin_dir / f"{name}.sock" for name in ("gpuops-a-1", "gpuops-b-2", "other"))
+    node.kubelet.start()
+    for path in (old, young, foreign):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    os.utime(old, (0, 0))
+    os.utime(foreign, (0, 0))
+    link.offer(gpu=devices(8))
+    wait_until(lambda: listed(link) and not old.exists())
+    assert young.exists() and foreign.exists()
 
 
 def test_a_resource_that_is_no_longer_offered_loses_its_socket_k21(node, link):

@@ -7,6 +7,7 @@ A slow poll looks for the same signs where an event was missed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -30,8 +31,11 @@ log = logs.Log("kubelet")
 
 REGISTER_SECONDS = 15.0
 """Deadline of Register; the kubelet itself may take 10 (K2)."""
-FIRST_LIST_SECONDS = 10.0
-"""From Register's answer to the list: up to 1.23 the kubelet dials only then (K1)."""
+FIRST_LIST_SECONDS = (2.0, 5.0, 10.0)
+"""From Register's answer to the list, by tries: up to 1.23 the kubelet dials only then, and says nowhere that
+it could not (K1)."""
+STALE_SECONDS = 5.0
+"""A dead socket of ours must be this old to be cleared away: bind comes before listen."""
 SETTLE_SECONDS = 0.02
 """After a sign that a stopping kubelet gives too: wait for what comes next instead of registering with a dying one."""
 DRAIN_SECONDS = 0.1
@@ -439,14 +443,14 @@ class KubeletLink:
             return
         registration.phase = "waiting"
         registration.problem = "registered; the kubelet has not asked for the list yet"
-        registration.later(
-            self._loop.after(
-                FIRST_LIST_SECONDS,
-                lambda: self._retry(
-                    registration, "the kubelet took the registration but never asked for the list"
-                ),
-            )
-        )
+        seconds = FIRST_LIST_SECONDS[min(registration.attempts, len(FIRST_LIST_SECONDS) - 1)]
+        registration.later(self._loop.after(seconds, lambda: self._never_asked(registration)))
+
+    def _never_asked(self, registration: Registration) -> None:
+        """The next try has a socket of its own: should the kubelet still dial this one, two streams would be
+        open (K6)."""
+        self._end(registration)
+        self._retry(registration, "the kubelet took the registration but never asked for the list")
 
     def _stands(self, registration: Registration) -> None:
         registration.later(None)
@@ -462,7 +466,17 @@ class KubeletLink:
         )
         if all(one.phase != "registering" for one in self._registrations.values()):
             self._close_channel()
+            self._clear_stale()
         self._changed()
+
+    def _clear_stale(self) -> None:
+        """Takes away sockets that killed processes of ours left behind; a kubelet does so only when it starts (K9)."""
+        own = {one.service.path for one in self._registrations.values() if one.service is not None}
+        for path in Path(self._directory).glob("gpuops-*.sock"):
+            with contextlib.suppress(OSError):
+                old = time.time() - path.lstat().st_mtime > STALE_SECONDS
+                if old and str(path) not in own and not accepts(str(path)):
+                    path.unlink()
 
     def _end(self, registration: Registration) -> None:
         if registration.service is not None:

@@ -1,0 +1,96 @@
+"""Lean import of grpc, and what the bundle leaves out and keeps; the wheels' hashes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).resolve().parents[2] / "files/plugin"
+sys.path.insert(0, str(PLUGIN / "tools"))
+
+import bundle  # noqa: E402
+
+
+def test_grpc_is_imported_without_asyncio_and_asyncio_works_afterwards():
+    code = (
+        "import sys; from gpu_device_plugin import rpc; assert 'asyncio' not in sys.modules, 'brought along';"
+        "import asyncio; asyncio.run(asyncio.sleep(0)); rpc.server(); rpc.channel('/nowhere').close()"
+    )
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PLUGIN / "src")}, check=True)
+
+
+def test_the_daemon_imports_nothing_that_it_does_not_need_at_start():
+    code = "import sys, gpu_device_plugin.daemon, gpu_device_plugin.kubelet; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PLUGIN / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert not loaded & {
+        "prometheus_client",
+        "http.server",
+        "ssl",
+        "asyncio",
+        "yaml",
+        "cattrs",
+        "urllib.request",
+    }
+
+
+def test_every_locked_package_has_hashes_and_an_exact_version():
+    lock = (PLUGIN / "requirements.lock").read_text()
+    entries = [entry for entry in lock.split("\n") if entry and entry[0].isalpha()]
+    assert len(entries) >= 6
+    for entry in entries:
+        assert re.match(r"[a-z-]+==[0-9.]+", entry), entry
+        assert lock.split(entry)[1].lstrip(" \\\n").startswith("--hash=sha256:"), entry
+
+
+def wheel(folder: Path, name: str, files: dict[str, str]) -> None:
+    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+
+
+def test_a_wheel_is_unpacked_without_what_nothing_imports(place):
+    wheel(
+        place,
+        "grpcio",
+        {"grpc/__init__.py": "x", "grpc/_cython/_credentials/roots.pem": "x", "grpc/a.pyi": "x"},
+    )
+    target = place / "site-packages"
+    bundle.unpack(place, target)
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == [
+        "grpc/__init__.py"
+    ]
+
+
+def test_a_wheel_that_reaches_outside_is_refused(place):
+    wheel(place, "evil", {"../evil.py": "x"})
+    with pytest.raises(bundle.BundleError, match="refused"):
+        bundle.unpack(place, place / "site-packages")
+
+
+def test_the_same_tree_packs_to_the_same_bytes(place):
+    archives = []
+    for number in (1, 2):
+        target = place / str(number) / "site-packages"
+        target.mkdir(parents=True)
+        bundle.add_plugin(target)
+        bundle.settle(target)
+        bundle.pack(target, place / f"{number}.tar")
+        archives.append((place / f"{number}.tar").read_bytes())
+    assert archives[0] == archives[1]
+
+
+def test_an_offline_folder_without_the_wheels_is_an_error_that_names_it(place):
+    with pytest.raises(bundle.BundleError, match=str(place)):
+        bundle.fetch("3.11", "x86_64", place / "to", offline=place)

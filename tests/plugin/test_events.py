@@ -1,0 +1,167 @@
+"""Events and the node condition: what is sent to an API server, and that nothing it does is in the way."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpu_device_plugin import apiserver, logs
+from gpu_device_plugin.apiserver import CONDITION, Reporter, condition, event
+from gpu_device_plugin.counters import Counters
+from gpu_device_plugin.engine import HealthChange
+from kit import GPU, devices, plan, wait_until
+
+SICK = HealthChange(GPU, "GPU-3", "3", "XID 79", None, 1)
+WELL = HealthChange(GPU, "GPU-3", "3", None, "XID 79", 1)
+
+
+class ApiServer:
+    """Takes requests, remembers them, answers with `code`."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str, Any]] = []
+        self.code = 201
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append((self.command, self.path, self.headers["Authorization"], body))
+                self.send_response(outer.code)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            do_POST = do_PATCH = answer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def of(self, method: str) -> list[Any]:
+        return [body for verb, _path, _token, body in list(self.requests) if verb == method]
+
+    def condition(self) -> Any:
+        return self.of("PATCH")[-1]["status"]["conditions"][0]
+
+
+@pytest.fixture
+def api() -> Iterator[ApiServer]:
+    one = ApiServer()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
+
+
+@pytest.fixture
+def account(place: Path) -> Path:
+    (place / "token").write_text("secret-1\n")
+    return place
+
+
+@pytest.fixture
+def reporter(api: ApiServer, account: Path) -> Iterator[Reporter]:
+    one = Reporter("node-1", Counters(), api.address, str(account))
+    yield one
+    one.close()
+
+
+def engine(*sick: int) -> Any:
+    return SimpleNamespace(plan=plan(gpu=devices(8, sick=sick)))
+
+
+def test_a_sick_gpu_is_an_event_and_a_condition(api, reporter):
+    reporter.health((SICK,), engine(3))
+    wait_until(lambda: api.of("POST") and api.of("PATCH"))
+    (sent,) = api.of("POST")
+    assert (sent["type"], sent["reason"]) == ("Warning", "GPUUnhealthy")
+    assert sent["involvedObject"] == {"apiVersion": "v1", "kind": "Node", "name": "node-1", "uid": "node-1"}
+    assert "GPU-3" in sent["message"] and "XID 79" in sent["message"]
+    wait_until(lambda: api.condition()["status"] == "False")
+    assert api.condition()["type"] == CONDITION
+    assert "XID 79" in api.condition()["message"]
+    assert ("PATCH", "/api/v1/nodes/node-1/status", "Bearer secret-1") in [one[:3] for one in api.requests]
+
+
+def test_a_gpu_that_heals_clears_the_condition(api, reporter):
+    reporter.health((SICK,), engine(3))
+    wait_until(lambda: api.of("PATCH") and api.condition()["status"] == "False")
+    reporter.health((WELL,), engine())
+    wait_until(lambda: api.condition()["status"] == "True")
+    assert [one["reason"] for one in api.of("POST")] == ["GPUUnhealthy", "GPUHealthy"]
+
+
+def test_a_token_that_turned_is_used(api, reporter, account):
+    reporter.health((SICK,), engine(3))
+    wait_until(lambda: api.of("POST"))
+    (account / "token").write_text("secret-2")
+    reporter.health((WELL,), engine())
+    wait_until(lambda: "Bearer secret-2" in [one[2] for one in api.requests])
+
+
+def test_more_events_than_the_rate_allows_are_dropped_and_counted(api, account, monkeypatch):
+    monkeypatch.setattr(apiserver, "EVENTS_A_MINUTE", 3)
+    counters = Counters()
+    reporter = Reporter("node-1", counters, api.address, str(account))
+    for _ in range(10):
+        reporter.health((SICK,), engine(3))
+    wait_until(lambda: counters.events_sent.value("sent") + counters.events_sent.value("dropped") == 10)
+    assert len(api.of("POST")) == 3
+    reporter.close()
+
+
+def test_a_server_that_forbids_is_told_once_with_the_rights_that_are_missing(api, account, capsys):
+    logs.setup()
+    api.code = 403
+    counters = Counters()
+    reporter = Reporter("node-1", counters, api.address, str(account))
+    for _ in range(3):
+        reporter.health((SICK,), engine(3))
+    wait_until(lambda: counters.events_sent.value("failed") >= 3)
+    reporter.close()
+    assert "nodes/status: patch" in capsys.readouterr().err
+
+
+def test_nothing_blocks_while_the_server_is_away(account):
+    counters = Counters()
+    reporter = Reporter("node-1", counters, "http://127.0.0.1:9", str(account))
+    for _ in range(apiserver.QUEUE_LENGTH * 3):
+        reporter.health((SICK,), engine(3))
+    wait_until(lambda: counters.events_sent.value("failed"))
+    reporter.close()
+
+
+def test_outside_a_pod_nothing_is_started(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    reporter = Reporter("node-1", Counters())
+    reporter.health((SICK,), engine(3))
+    reporter.close()
+    assert not [one for one in threading.enumerate() if one.name == "apiserver"]
+
+
+def test_the_objects_are_what_the_api_takes():
+    one = event("node-1", SICK, 0.0)
+    assert one["firstTimestamp"] == "1970-01-01T00:00:00Z"
+    assert one["metadata"]["name"].startswith("node-1.")
+    body = condition(("3 (GPU-3): XID 79",), 0.0, 60.0)["status"]["conditions"][0]
+    assert body["lastTransitionTime"] == "1970-01-01T00:00:00Z"
+    assert body["lastHeartbeatTime"] == "1970-01-01T00:01:00Z"
+    assert len(condition(("x" * 5000,), 0, 0)["status"]["conditions"][0]["message"]) <= 1000
+
+
+def test_the_address_inside_a_pod(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    assert apiserver.in_cluster() == "https://[fd00::1]:6443"
