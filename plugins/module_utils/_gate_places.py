@@ -158,7 +158,7 @@ def _flag_values(text: str, flag: str) -> List[str]:
     return re.findall(pattern, "\n".join(kept))
 
 
-def find_places(
+def find_places(  # noqa: PLR0912 - one branch a distribution
     root: str = "/", distribution: str = "auto", extra: Tuple[str, ...] = ()
 ) -> Tuple[Place, ...]:
     """Every existing file that can name a gate, weakest first.
@@ -177,7 +177,7 @@ def find_places(
             texts.append(found)
 
     for name in wanted:
-        configs.update({path: None for path in _CONFIG_FILES[name]})
+        configs.update(dict.fromkeys(_CONFIG_FILES[name]))
         for unit in _UNITS[name]:
             for path in unit_files(root, unit):
                 add_flags(path, text_of.UNIT)
@@ -198,7 +198,7 @@ def find_places(
     drop_in_dirs = [
         value for text in texts for value in _flag_values(text, "config-dir") if value.startswith("/")
     ]
-    configs.update({path: None for path in named})
+    configs.update(dict.fromkeys(named))
     places = [
         Place(path, text_of.CONFIG, 0, used=not named or path in named or path.startswith("/etc/k0s"))
         for path in configs
@@ -216,15 +216,16 @@ def find_places(
 
 def kind_of(path: str, text: str) -> str:
     """How an extra file is written, from its name and what is in it."""
+    kind: str = text_of.ARGS
     if path.endswith((".service", ".conf")) and "[Service]" in text:
-        return text_of.UNIT
-    if re.search(r"(?m)^[\"']?kubelet-arg", text):
-        return text_of.KUBELET_ARG
-    if re.search(r"featureGates|kind[\"']?\s*:\s*[\"']?KubeletConfiguration", text):
-        return text_of.CONFIG
-    if path.endswith((".yaml", ".yml", ".json")):
-        return text_of.CONFIG
-    return text_of.ENV if re.search(r"(?m)^\s*(?:export\s+)?\w+=", text) else text_of.ARGS
+        kind = text_of.UNIT
+    elif re.search(r"(?m)^[\"']?kubelet-arg", text):
+        kind = text_of.KUBELET_ARG
+    elif path.endswith((".yaml", ".yml", ".json")) or re.search(r"featureGates|KubeletConfiguration", text):
+        kind = text_of.CONFIG
+    elif re.search(r"(?m)^\s*(?:export\s+)?\w+=", text):
+        kind = text_of.ENV
+    return kind
 
 
 def place_to_add(places: Tuple[Place, ...], texts: Dict[str, str], distribution: str) -> Place:

@@ -89,7 +89,7 @@ def _breaks(version: Version) -> bool:
     return rule(version).true_is in ("warning", "fatal")
 
 
-def decide(
+def decide(  # noqa: PLR0917, PLR0911 - a table
     version: Version,
     named: bool,
     effective: Optional[bool],
@@ -127,7 +127,7 @@ def decide(
     return _by_table(version, row, named, effective, target, label)
 
 
-def _by_table(
+def _by_table(  # noqa: PLR0917, PLR0911 - a table
     version: Version,
     row: GateRule,
     named: bool,

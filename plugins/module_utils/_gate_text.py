@@ -118,7 +118,7 @@ def _flag_entries(text: str, gate: str, kind: str) -> Iterator[Tuple["re.Match[s
     for match in _flag_matches(text, kind):
         offset = match.start("value")
         for part in match.group("value").split(","):
-            name, dummy, raw = part.partition("=")
+            name, _unused, raw = part.partition("=")
             if name == gate:
                 start = offset + len(name) + 1
                 yield match, Named(line_of(text, start), to_bool(raw), raw, start, offset + len(part))
@@ -236,7 +236,7 @@ def _remove_map(text: str, gate: str) -> str:
         found = next(_map_entries(text, gate), None)
         if found is None:
             return text
-        style, container, dummy, start, end = found
+        style, container, _unused, start, end = found
         if style == "flow":
             low, high = container.start("body"), container.end("body")
             after = re.match(r"\s*,[ \t]*", text[end:high])
@@ -251,7 +251,7 @@ def _remove_map(text: str, gate: str) -> str:
             continue
         children = _children(text, container)
         others = [line for offset, line in children if offset != start and not line.strip().startswith("#")]
-        comments = [line for dummy, line in children if line.strip().startswith("#")]
+        comments = [line for _unused, line in children if line.strip().startswith("#")]
         if any(line.strip() for line in others):
             text = text[:start] + text[end:]
         elif comments or container.group("dash"):
@@ -275,7 +275,7 @@ def _add_map(text: str, gate: str) -> str:
         return text[: flow.start("body")] + entry + text[flow.end("body") :]
     block = _BLOCK.search(text)
     if block is not None and not json_like:
-        children = [line for dummy, line in _children(text, block) if line.strip()]
+        children = [line for _unused, line in _children(text, block) if line.strip()]
         outer = len(block.group("indent")) + len(block.group("dash") or "")
         pad = re.match(r"[ \t]*", children[0]).group(0) if children else " " * (outer + 2)  # type: ignore[union-attr]
         header = re.sub(r":[ \t]*(?:null|~)", ":", text[block.start() : block.end()])
@@ -298,10 +298,10 @@ def _add_map(text: str, gate: str) -> str:
 def find(text: str, gate: str, kind: str) -> Tuple[Named, ...]:
     """Every mention of the gate that the kubelet would read, in the order of the text."""
     if kind == CONFIG:
-        entries = [entry for dummy, dummy2, entry, dummy3, dummy4 in _map_entries(text, gate)]
+        entries = [entry for _unused, _unused2, entry, _unused3, _unused4 in _map_entries(text, gate)]
         # A k0s configuration or a kubelet wrapped in a unit may carry flags as well.
         return tuple(sorted(entries, key=lambda entry: entry.start))
-    return tuple(entry for dummy, entry in _flag_entries(text, gate, kind))
+    return tuple(entry for _unused, entry in _flag_entries(text, gate, kind))
 
 
 def set_true(text: str, gate: str, kind: str) -> str:

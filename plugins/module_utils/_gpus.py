@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence
+from xml.etree import ElementTree
 
 from ansible_collections.gpuops.k8s.plugins.module_utils._links import Link
 from ansible_collections.gpuops.k8s.plugins.module_utils._nvml import (
@@ -186,7 +186,7 @@ def labels(found: Dict[str, Any], mig_strategy: str = "none") -> Dict[str, str]:
     if not gpus:
         return {"nvidia.com/gpu.present": "false"}
     first = gpus[0]
-    major, dummy, minor = (first.get("compute_capability") or "").partition(".")
+    major, _unused, minor = (first.get("compute_capability") or "").partition(".")
     driver = (found.get("driver_version") or "").split(".")
     cuda = (found.get("cuda_version") or "").split(".")
     wanted = {

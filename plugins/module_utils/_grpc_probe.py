@@ -189,7 +189,7 @@ def fields(raw: bytes) -> Iterator[Tuple[int, Value]]:
 
 
 def allocatable_devices(socket_path: str, timeout: float = 2.0) -> Optional[Dict[str, List[str]]]:
-    """Resource -> healthy device ids by the kubelet's own, live word (K27); None where it does not say (before 1.23)."""
+    """Resource -> healthy device ids by the kubelet's live word (K27); None where it does not say (before 1.23)."""
     try:
         answer = call(socket_path, "/v1.PodResourcesLister/GetAllocatableResources", b"", timeout)
         found: Dict[str, List[str]] = {}

@@ -257,7 +257,9 @@ def _one_owner(view: View, resource: str) -> Link:
 def _registered(view: View, resource: str) -> Link:
     if view.checkpoint_problem:
         again = "move it away and restart the kubelet; running pods keep their devices, but the kubelet forgets whose"
-        return Link("registered", False, f"the kubelet's checkpoint is broken: {view.checkpoint_problem}", again)
+        return Link(
+            "registered", False, f"the kubelet's checkpoint is broken: {view.checkpoint_problem}", again
+        )
     named = view.checkpoint.get(resource)
     offered = devices_of_status(view.status, resource)
     healthy = sum(1 for device in offered if is_healthy(device))

@@ -222,7 +222,7 @@ def ask(path: str = LIBRARY, timeout: float = 15.0, processes: bool = False) -> 
 
 def _read_until(reader: int, deadline: float) -> Optional[bytes]:
     """Everything up to the end of the pipe; None when the deadline (monotonic) comes first."""
-    chunks = []
+    chunks: List[bytes] = []
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:

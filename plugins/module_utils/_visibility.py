@@ -85,11 +85,14 @@ class Docker:
             ["docker", "info", "--format", "{{.DefaultRuntime}} {{json .Runtimes}}"], self.timeout
         )
         if rc != 0 or not out:
-            text = f"docker does not answer: {err or out}"
+            why = _run(["docker", "version"], self.timeout)[
+                2
+            ]  # `docker info` says it in terms of its template
+            text = f"docker does not answer: {why or err or out}"
             raise EngineError(
                 "engine", text, "look at `systemctl status docker` and `journalctl -u docker -n 50`"
             )
-        name, dummy, rest = out.partition(" ")
+        name, _unused, rest = out.partition(" ")
         return name, sorted(json.loads(rest or "{}"))
 
     def images(self) -> List[str]:
@@ -105,9 +108,9 @@ class Docker:
         line += ["--runtime", self.runtime] if self.runtime else []
         for key, value in env.items():
             line += ["--env", f"{key}={value}"]
-        rc, dummy, err = _run([*line, image, *command], self.timeout)
+        rc, _unused, err = _run([*line, image, *command], self.timeout)
         if rc != 0 and "unknown flag: --pull" in err:  # before 20.10
-            rc, dummy, err = _run(
+            rc, _unused, err = _run(
                 [*(word for word in line if word not in ("--pull", "never")), image], self.timeout
             )
         if rc != 0:
@@ -135,7 +138,7 @@ class Containerd:
 
     def default_runtime(self) -> Tuple[str, List[str]]:
         """(default runtime of the CRI plugin, all of its runtimes)."""
-        rc, dummy, err = _run(["ctr", "version"], self.timeout)
+        rc, _unused, err = _run(["ctr", "version"], self.timeout)
         if rc != 0:
             text = f"containerd does not answer: {err}"
             raise EngineError(
@@ -159,7 +162,7 @@ class Containerd:
         line += ["--runc-binary", self._binary] if self._binary else []
         for key, value in env.items():
             line += ["--env", f"{key}={value}"]
-        rc, dummy, err = _run([*line, image, NAME, *command], self.timeout)
+        rc, _unused, err = _run([*line, image, NAME, *command], self.timeout)
         if rc != 0:
             raise EngineError(
                 "request", f"containerd can not start {image}: {err}", "run `ctr run` with it by hand"

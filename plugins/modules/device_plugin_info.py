@@ -10,9 +10,11 @@ module: device_plugin_info
 short_description: Say whether the kubelet offers the devices it should, and which link is broken
 version_added: 0.1.0
 description:
-  - Follows the chain from the kubelet over its feature gate, its socket, the plugin's socket and the registered devices to the node's
+  - Follows the chain from the kubelet over its feature gate, its socket, the plugin's socket and the registered
+    devices to the node's
     allocatable resources, counts at each link, and names the first one that is broken, with the next step.
-  - Sockets are asked, not looked at, so that a dead or hanging plugin is noticed though its socket and the kubelet's checkpoint are still there,
+  - Sockets are asked, not looked at, so that a dead or hanging plugin is noticed though its socket and the kubelet's
+    checkpoint are still there,
     and so is a node that goes on advertising devices nobody stands behind.
   - Works without an API server. With O(kubectl) or O(node) the node's allocatable resources are compared as well.
   - Nothing is allocated. Only Python is needed on the node.
@@ -72,7 +74,8 @@ options:
     type: str
   node:
     description:
-      - The node object as C(kubectl get node -o json) gives it, if another host has fetched it. Used instead of O(kubectl).
+      - The node object as C(kubectl get node -o json) gives it, if another host has fetched it. Used instead of
+        O(kubectl).
     type: dict
   timeout:
     description:
@@ -149,7 +152,8 @@ sockets:
   returned: always
   type: list
   elements: dict
-  sample: [{"name": "gpuops-nvidia.com_gpu-4242a1.sock", "state": "alive", "resource": "nvidia.com/gpu", "ours": true}]
+  sample: [{"name": "gpuops-nvidia.com_gpu-4242a1.sock", "state": "alive", "resource": "nvidia.com/gpu", "ours":
+    true}]
 dra_drivers:
   description: Sockets of DRA drivers that answer on this node.
   returned: always
@@ -164,7 +168,8 @@ links:
   sample: [{"link": "kubelet", "ok": true, "detail": "healthz answers", "next_step": ""}]
 broken_link:
   description:
-    - The first broken link. One of V(kubelet), V(gate), V(kubelet_socket), V(plugin), V(one_owner), V(registered), V(healthy), V(allocatable) and V(expected).
+    - The first broken link. One of V(kubelet), V(gate), V(kubelet_socket), V(plugin), V(one_owner), V(registered),
+      V(healthy), V(allocatable) and V(expected).
     - None when nothing is broken.
   returned: always
   type: str
@@ -199,7 +204,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import (
     _gate_places,
     _gate_table,
-    _gate_text,
     _grpc_probe,
     _kubelet_view,
     _links,
@@ -265,7 +269,7 @@ def kubelet_version(module):
     for command in _gate_places.version_commands(_gate_places.detect("/")):
         path = command[0] if os.path.isabs(command[0]) else module.get_bin_path(command[0])
         if path and os.path.exists(path):
-            rc, out, dummy = module.run_command([path] + command[1:])
+            rc, out, _unused = module.run_command([path] + command[1:])
             if rc == 0:
                 return out
     return ""

@@ -10,9 +10,11 @@ module: gpu_info
 short_description: Count the NVIDIA GPUs of a node and say which view of them is wrong
 version_added: 0.1.0
 description:
-  - Looks at the GPUs from four sides, which are the PCI bus, the kernel driver, NVML and the device nodes, and compares the counts.
+  - Looks at the GPUs from four sides, which are the PCI bus, the kernel driver, NVML and the device nodes, and
+    compares the counts.
   - Names the first link of this chain that is broken, with the next step.
-  - NVML is asked through its C library in a child process, so that a driver that hangs or crashes does not take the play with it.
+  - NVML is asked through its C library in a child process, so that a driver that hangs or crashes does not take the
+    play with it.
     C(nvidia-smi -q -x) is the fallback. Nothing but Python is needed on the node, and no GPU is taken.
 extends_documentation_fragment:
   - gpuops.k8s.attributes
@@ -192,7 +194,8 @@ links:
   returned: always
   type: list
   elements: dict
-  sample: [{"link": "pci", "ok": true, "detail": "8 NVIDIA GPUs on the PCI bus", "next_step": "check seating and power"}]
+  sample: [{"link": "pci", "ok": true, "detail": "8 NVIDIA GPUs on the PCI bus", "next_step": "check seating and
+    power"}]
 problems:
   description: Every broken link in words.
   returned: always
@@ -201,7 +204,8 @@ problems:
   sample: ["uvm: missing: /dev/nvidia-uvm"]
 broken_link:
   description:
-    - The first broken link. One of V(pci), V(driver), V(device_nodes), V(uvm), V(driver_library), V(nvml), V(gpus) and V(gpu_health).
+    - The first broken link. One of V(pci), V(driver), V(device_nodes), V(uvm), V(driver_library), V(nvml), V(gpus)
+      and V(gpu_health).
     - None when nothing is broken.
   returned: always
   type: str

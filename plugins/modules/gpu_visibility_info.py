@@ -10,8 +10,10 @@ module: gpu_visibility_info
 short_description: Say which GPUs a container sees that asks for some, and one that asks for none
 version_added: 0.1.0
 description:
-  - Starts one short container that asks for GPUs through C(NVIDIA_VISIBLE_DEVICES) and one that asks for nothing, and compares what each has in its C(/dev).
-  - The containers are looked at from outside, so that any image does, the pause image of the kubelet included. No image is pulled.
+  - Starts one short container that asks for GPUs through C(NVIDIA_VISIBLE_DEVICES) and one that asks for nothing,
+    and compares what each has in its C(/dev).
+  - The containers are looked at from outside, so that any image does, the pause image of the kubelet included. No
+    image is pulled.
   - No GPU is taken. Nothing opens a device, and the kubelet is not asked for one.
   - In check mode only the engine and its runtimes are looked at, and no container is started.
 extends_documentation_fragment:
@@ -35,7 +37,8 @@ options:
     default: nvidia
   image:
     description:
-      - An image on the node that stays alive by itself or with O(command). A pause image on the node if it is not given.
+      - An image on the node that stays alive by itself or with O(command). A pause image on the node if it is not
+        given.
     type: str
   command:
     description:
@@ -253,7 +256,9 @@ def gather(params, check_mode):
     }
     links = []
     if params["engine"] == "auto":
-        result["engine"] = params["engine"] = "docker" if os.path.exists("/var/run/docker.sock") else "containerd"
+        result["engine"] = params["engine"] = (
+            "docker" if os.path.exists("/var/run/docker.sock") else "containerd"
+        )
     make = _visibility.Docker if params["engine"] == "docker" else _visibility.Containerd
     engine = make(params["timeout"], params["runtime"])
     try:

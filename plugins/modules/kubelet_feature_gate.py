@@ -10,12 +10,16 @@ module: kubelet_feature_gate
 short_description: Set or clear a feature gate of the kubelet wherever it is named
 version_added: 0.1.0
 description:
-  - Finds a feature gate in every place a kubelet reads it from and changes only that, so that order, comments and other gates stay.
+  - Finds a feature gate in every place a kubelet reads it from and changes only that, so that order, comments and
+    other gates stay.
   - Places are flags in systemd units, drop-ins and environment files, C(KubeletConfiguration) files in YAML and JSON,
-    C(--config-dir) drop-ins, the C(kubelet-arg) lists of k3s and rke2, the args file of MicroK8s and the units and worker profiles of k0s.
-  - For C(DevicePlugins) it knows from the kubelet's version whether the gate is needed (1.8 and 1.9), harmless (1.10 to 1.25),
+    C(--config-dir) drop-ins, the C(kubelet-arg) lists of k3s and rke2, the args file of MicroK8s and the units and
+    worker profiles of k0s.
+  - For C(DevicePlugins) it knows from the kubelet's version whether the gate is needed (1.8 and 1.9), harmless (1.10
+    to 1.25),
     locked (1.26 and 1.27) or stops the kubelet (1.28 and later).
-  - The kubelet is restarted only with O(restart=true), once, and only if something changed. When it does not come up again the old files are
+  - The kubelet is restarted only with O(restart=true), once, and only if something changed. When it does not come up
+    again the old files are
     put back, the kubelet is restarted with them, and the module fails with the last lines of its log.
 extends_documentation_fragment:
   - gpuops.k8s.attributes
@@ -40,11 +44,13 @@ options:
     type: str
   target_version:
     description:
-      - Version to which the node will be upgraded. A mention of the gate that this version would not bear is removed beforehand.
+      - Version to which the node will be upgraded. A mention of the gate that this version would not bear is removed
+        beforehand.
     type: str
   distribution:
     description:
-      - The Kubernetes distribution, which decides on places and on the service. V(auto) looks through the places of all of them.
+      - The Kubernetes distribution, which decides on places and on the service. V(auto) looks through the places of
+        all of them.
     type: str
     choices: [auto, kubeadm, kubespray, k3s, rke2, microk8s, k0s]
     default: auto
@@ -165,7 +171,8 @@ notes:
   returned: always
   type: list
   elements: str
-  sample: ["/var/lib/kubelet/config.yaml: kubeadm upgrade rewrites it from the ConfigMap kube-system/kubelet-config; change that too"]
+  sample: ["/var/lib/kubelet/config.yaml: kubeadm upgrade rewrites it from the ConfigMap kube-system/kubelet-config;
+    change that too"]
 service:
   description: The service that reads these files.
   returned: always
@@ -225,15 +232,11 @@ ARGUMENTS = {
 
 def detect_version(module, distribution):
     """The kubelet's version by its own word; fails the module when nothing answers."""
-    for command in places_of.version_commands(distribution):
-        if not os.path.isabs(command[0]):
-            path = module.get_bin_path(command[0])
-            if path is None:
-                continue
-            command = [path] + command[1:]
-        elif not os.path.exists(command[0]):
+    for program, *arguments in places_of.version_commands(distribution):
+        path = program if os.path.isabs(program) else module.get_bin_path(program)
+        if path is None or not os.path.exists(path):
             continue
-        rc, out, dummy = module.run_command(command)
+        rc, out, _unused = module.run_command([path, *arguments])
         if rc == 0:
             return table.parse_version(out)
     return module.fail_json(
@@ -241,10 +244,10 @@ def detect_version(module, distribution):
     )
 
 
-def plan_edits(decision, gate, places, texts, mentions, distribution):
+def plan_edits(decision, gate, places, texts, mentions, distribution):  # noqa: PLR0917
     """{path: new text} for a decision. Pure."""
     edits = {}
-    named = list(dict.fromkeys(place for place, dummy in mentions))
+    named = list(dict.fromkeys(place for place, _unused in mentions))
     if decision.action == table.REMOVE:
         for place in named:
             edits[place.path] = text_of.remove(texts[place.path], gate, place.kind)
@@ -291,7 +294,7 @@ class Service:
         if reload_units:
             self.module.run_command([self.systemctl, "daemon-reload"])
         self.module.run_command([self.systemctl, "reset-failed", self.unit])
-        rc, dummy, err = self.module.run_command([self.systemctl, "restart", self.unit])
+        rc, _unused, err = self.module.run_command([self.systemctl, "restart", self.unit])
         if rc != 0:
             return "systemctl restart {0}: {1}".format(self.unit, err.strip())
         return self.wait()

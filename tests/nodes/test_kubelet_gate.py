@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - shell stays on one line
 """A real kubelet 1.20.2 with device plugins off: mended with one restart; before 1.28 every leftover goes."""
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ PLACES = {
         "printf 'KUBELET_EXTRA_ARGS=\"--v=1 --feature-gates=DevicePlugins=false\"\\n' > /etc/default/kubelet",
         'KUBELET_EXTRA_ARGS="--v=1"',
     ),
-    "drop_in": (DROP_IN, f"mkdir -p $(dirname {DROP_IN}); printf '{UNIT}' > {DROP_IN}", "--feature-gates=AllAlpha=false "),
+    "drop_in": (
+        DROP_IN,
+        f"mkdir -p $(dirname {DROP_IN}); printf '{UNIT}' > {DROP_IN}",
+        "--feature-gates=AllAlpha=false ",
+    ),
     "configuration": (
         "/var/lib/kubelet/config.yaml",
         "printf '# gates\\nfeatureGates:\\n  AllAlpha: false # stays\\n  DevicePlugins: false\\n' >> /var/lib/kubelet/config.yaml",
@@ -57,7 +62,9 @@ def machine(make_node: Callable[..., Node]) -> Node:
 
 @pytest.fixture
 def node(machine: Node) -> Iterator[Node]:
-    machine.run("cp -p /var/lib/kubelet/config.yaml /root/config.yaml; cp -p /etc/default/kubelet /root/default")
+    machine.run(
+        "cp -p /var/lib/kubelet/config.yaml /root/config.yaml; cp -p /etc/default/kubelet /root/default"
+    )
     yield machine
     machine.run(
         f"rm -rf {DROP_IN}; mv /root/config.yaml /var/lib/kubelet/config.yaml; mv /root/default /etc/default/kubelet;"
@@ -66,7 +73,9 @@ def node(machine: Node) -> Iterator[Node]:
 
 
 @pytest.fixture
-def gate(play: Callable[..., Play], tmp_path: Path, node: Node) -> Callable[..., tuple[Play, dict[str, object]]]:
+def gate(
+    play: Callable[..., Play], tmp_path: Path, node: Node
+) -> Callable[..., tuple[Play, dict[str, object]]]:
     """`gate(target="1.28")` runs the module on the node; the play and what the module returned."""
 
     def run(*arguments: str, **extra: object) -> tuple[Play, dict[str, object]]:
@@ -80,7 +89,9 @@ def gate(play: Callable[..., Play], tmp_path: Path, node: Node) -> Callable[...,
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_gate_is_mended_where_it_is_off_with_one_restart(node: Node, gate: Callable[..., tuple], place: str) -> None:
+def test_the_gate_is_mended_where_it_is_off_with_one_restart(
+    node: Node, gate: Callable[..., tuple], place: str
+) -> None:
     path, breaks, kept = PLACES[place]
     node.run(f"{breaks}; systemctl daemon-reload; systemctl restart kubelet")
     before = int(node.text(STARTS))
@@ -95,7 +106,9 @@ def test_the_gate_is_mended_where_it_is_off_with_one_restart(node: Node, gate: C
     assert mended["places"][0]["line"] > 0
     assert int(node.text(STARTS)) == before + 1
     assert "DevicePlugins" in node.text(f"grep DevicePlugins {path}")
-    node.run("timeout 20 sh -c 'until test -S /var/lib/kubelet/device-plugins/kubelet.sock; do sleep 0.1; done'")
+    node.run(
+        "timeout 20 sh -c 'until test -S /var/lib/kubelet/device-plugins/kubelet.sock; do sleep 0.1; done'"
+    )
 
     done, again = gate()
     assert (done.changed, again["files"], int(node.text(STARTS))) == (0, [], before + 1)
@@ -108,14 +121,16 @@ def test_the_gate_is_mended_where_it_is_off_with_one_restart(node: Node, gate: C
     assert kept in node.text(f"cat {path}")
 
 
-def test_a_kubelet_that_does_not_come_up_gets_its_old_file_back(node: Node, gate: Callable[..., tuple]) -> None:
+def test_a_kubelet_that_does_not_come_up_gets_its_old_file_back(
+    node: Node, gate: Callable[..., tuple]
+) -> None:
     node.run(f"{PLACES['configuration'][1]}; systemctl restart kubelet")
     old = node.text("cat /var/lib/kubelet/config.yaml")
     # A kubelet that refuses to start once the gate is on.
     node.run(
         "mv /usr/bin/kubelet /usr/bin/kubelet.real; printf '#!/bin/sh\\n"
         'grep -q "DevicePlugins: true" /var/lib/kubelet/config.yaml && { echo refusing the new gate; exit 1; }\\n'
-        "exec /usr/bin/kubelet.real \"$@\"\\n' > /usr/bin/kubelet; chmod 755 /usr/bin/kubelet"
+        'exec /usr/bin/kubelet.real "$@"\\n\' > /usr/bin/kubelet; chmod 755 /usr/bin/kubelet'
     )
     try:
         done, _ = gate()

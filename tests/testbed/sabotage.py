@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - shell stays on one line
 """Ways to break a provisioned node, each with the link that `gpuops.k8s.verify` has to name, and the way back.
 
 Each is shell on the node, but for ``gpu`` verbs, which steer the stand-in GPUs. ``tests/nodes/test_sabotage.py`` runs
@@ -23,7 +24,7 @@ SERVER = (
     "import grpc, time; from concurrent import futures; "
     "s = grpc.server(futures.ThreadPoolExecutor(1)); s.add_insecure_port('unix://{0}'); s.start(); time.sleep(600)"
 )
-DEFAULT_RUNTIME = "sed -i 's/\"default-runtime\": *\"{0}\"/\"default-runtime\": \"{1}\"/' /etc/docker/daemon.json; systemctl reload docker"
+DEFAULT_RUNTIME = 'sed -i \'s/"default-runtime": *"{0}"/"default-runtime": "{1}"/\' /etc/docker/daemon.json; systemctl reload docker'
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,9 @@ def act(node: str, shell: str, verb: tuple[str, ...]) -> None:
     if verb:
         subprocess.run([TESTBED, "gpu", node, *verb], check=True, stdout=subprocess.DEVNULL)
     if shell:
-        subprocess.run(["docker", "exec", f"gpuops-{node}", "sh", "-c", shell], check=False, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["docker", "exec", f"gpuops-{node}", "sh", "-c", shell], check=False, stdout=subprocess.DEVNULL
+        )
 
 
 def break_node(node: str, one: Sabotage) -> None:

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, The gpuops developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: E501 - samples stay on one line
 """Every place of every distribution is looked into, and the stronger one wins."""
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def found_in(root, distribution="auto", extra=()):
         ("/var/lib/kubelet/kubeadm-flags.env", FLAG.replace("EXTRA", "KUBEADM"), 1),
         ("/var/lib/kubelet/config.yaml", MAP, 3),
         ("/etc/kubernetes/kubelet/kubelet-config.json", '{"featureGates": {"DevicePlugins": false}}', 1),
-        ("/etc/systemd/system/kubelet.service", "[Service]\nExecStart=/k --feature-gates=DevicePlugins=false\n", 2),
+        (
+            "/etc/systemd/system/kubelet.service",
+            "[Service]\nExecStart=/k --feature-gates=DevicePlugins=false\n",
+            2,
+        ),
         (
             "/etc/systemd/system/kubelet.service.d/10-kubeadm.conf",
             '[Service]\nEnvironment="X=--feature-gates=DevicePlugins=false"\n',
@@ -59,10 +64,22 @@ def found_in(root, distribution="auto", extra=()):
         ("/etc/rancher/k3s/config.yaml", "kubelet-arg:\n" + ARG, 2),
         ("/etc/rancher/k3s/config.yaml.d/gpu.yaml", "kubelet-arg+:\n" + ARG, 2),
         ("/etc/rancher/rke2/config.yaml", "kubelet-arg:\n" + ARG, 2),
-        ("/etc/systemd/system/k3s-agent.service", "ExecStart=/k3s agent --kubelet-arg=feature-gates=DevicePlugins=false\n", 1),
+        (
+            "/etc/systemd/system/k3s-agent.service",
+            "ExecStart=/k3s agent --kubelet-arg=feature-gates=DevicePlugins=false\n",
+            1,
+        ),
         ("/var/snap/microk8s/current/args/kubelet", "--v=1\n--feature-gates=DevicePlugins=false\n", 2),
-        ("/etc/systemd/system/k0sworker.service", "ExecStart=/k0s worker --kubelet-extra-args=--feature-gates=DevicePlugins=false\n", 1),
-        ("/etc/k0s/k0s.yaml", "spec:\n  workerProfiles:\n  - values:\n      featureGates:\n        DevicePlugins: false\n", 5),
+        (
+            "/etc/systemd/system/k0sworker.service",
+            "ExecStart=/k0s worker --kubelet-extra-args=--feature-gates=DevicePlugins=false\n",
+            1,
+        ),
+        (
+            "/etc/k0s/k0s.yaml",
+            "spec:\n  workerProfiles:\n  - values:\n      featureGates:\n        DevicePlugins: false\n",
+            5,
+        ),
     ],
 )
 def test_the_gate_is_found_in_each_place_with_its_line(node, path, text, line):
@@ -105,7 +122,13 @@ def test_an_extra_file_is_looked_into_whatever_its_kind(node):
     [
         ({"/var/lib/kubelet/config.yaml": MAP}, False),
         ({"/var/lib/kubelet/config.yaml": MAP, "/etc/default/kubelet": FLAG.replace("false", "true")}, True),
-        ({"/var/lib/kubelet/kubeadm-flags.env": FLAG.replace("false", "true"), "/etc/default/kubelet": FLAG}, False),
+        (
+            {
+                "/var/lib/kubelet/kubeadm-flags.env": FLAG.replace("false", "true"),
+                "/etc/default/kubelet": FLAG,
+            },
+            False,
+        ),
         (
             {
                 "/etc/systemd/system/kubelet.service": UNIT.format("/opt/k.yaml"),
@@ -152,7 +175,12 @@ def test_the_distribution_and_its_service_are_recognised(node, files, distributi
     ("files", "distribution", "path", "kind"),
     [
         ({}, "kubeadm", "/etc/default/kubelet", text_of.ENV),
-        ({"/var/lib/kubelet/config.yaml": "a: 1\n"}, "kubeadm", "/var/lib/kubelet/config.yaml", text_of.CONFIG),
+        (
+            {"/var/lib/kubelet/config.yaml": "a: 1\n"},
+            "kubeadm",
+            "/var/lib/kubelet/config.yaml",
+            text_of.CONFIG,
+        ),
         (
             {"/var/lib/kubelet/config.yaml": "a: 1\n", "/etc/default/kubelet": "X=--feature-gates=A=true\n"},
             "kubeadm",
@@ -163,7 +191,9 @@ def test_the_distribution_and_its_service_are_recognised(node, files, distributi
         ({}, "microk8s", places_of.MICROK8S_ARGS, text_of.ARGS),
     ],
 )
-def test_a_new_mention_goes_where_gates_are_already_or_else_to_the_configuration(node, files, distribution, path, kind):
+def test_a_new_mention_goes_where_gates_are_already_or_else_to_the_configuration(
+    node, files, distribution, path, kind
+):
     root = node(files)
     places = places_of.find_places(root)
     texts = places_of.survey(root, places, GATE)[0]

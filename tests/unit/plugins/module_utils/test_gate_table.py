@@ -52,7 +52,7 @@ def test_what_was_done_is_not_done_again(minor):
 
 @pytest.mark.parametrize("minor", [7, *range(28, 38)])
 def test_present_is_refused_where_it_would_stop_the_kubelet(minor):
-    with pytest.raises(table.GateError, match=r"1\.{0} exits".format(minor)):
+    with pytest.raises(table.GateError, match=rf"1\.{minor} exits"):
         action(minor, None, state="present")
 
 

@@ -1,6 +1,7 @@
 # Copyright (c) 2026, The gpuops developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+# ruff: noqa: E501 - samples stay on one line
 """A gate is found, set and removed in every syntax, and nothing else changes."""
 
 from __future__ import annotations

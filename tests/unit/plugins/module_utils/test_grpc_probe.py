@@ -28,7 +28,9 @@ class _Handler(grpc.GenericRpcHandler):
     def service(self, call):
         if call.method == "/v1.PodResourcesLister/GetAllocatableResources":
             devices = _field(1, b"nvidia.com/gpu") + b"".join(_field(2, uid.encode()) for uid in MANY)
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: _field(1, devices) + _field(2, b"x"))
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: _field(1, devices) + _field(2, b"x")
+            )
         if call.method == "/echo":
             return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
         return None
@@ -80,5 +82,5 @@ def test_a_process_that_hangs_is_hung_though_the_system_accepts_the_connection(t
 
 @pytest.mark.parametrize("raw", [b"\x0a", b"\x0a\x05ab", b"\x0b", b"\x80"])
 def test_a_message_cut_short_is_refused(raw):
-    with pytest.raises(ValueError, match="cut short|wire type"):
+    with pytest.raises(ValueError, match=r"cut short|wire type"):
         list(probe.fields(raw))

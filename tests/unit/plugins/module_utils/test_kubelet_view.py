@@ -1,6 +1,7 @@
 # Copyright (c) 2026, The gpuops developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
+
 """Each way in which a node can be broken is told by the right link, and a healthy node by none."""
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def plugin(state="alive", name="gpuops-nvidia.com_gpu-42ab.sock"):
 
 
 def status(bad=()):
-    devices = [{"id": uid, "healthy": uid not in bad, "reason": "XID 79" if uid in bad else None} for uid in IDS]
+    devices = [
+        {"id": uid, "healthy": uid not in bad, "reason": "XID 79" if uid in bad else None} for uid in IDS
+    ]
     return {"resources": [{"name": GPU, "devices": devices}]}
 
 
@@ -46,7 +49,9 @@ def broken(view, expect=8):
 def test_nothing_is_broken_on_a_healthy_node():
     assert broken(HEALTHY) is None
     assert broken(replace(HEALTHY, status=None)) is None
-    assert broken(replace(HEALTHY, live={GPU: IDS}, allocatable={GPU: 8}, capacity={GPU: 8}, ready=True)) is None
+    assert (
+        broken(replace(HEALTHY, live={GPU: IDS}, allocatable={GPU: 8}, capacity={GPU: 8}, ready=True)) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,10 @@ def test_each_break_is_told_by_its_link(change, link):
 
 
 def test_a_leftover_socket_of_a_dead_process_beside_a_living_one_breaks_nothing():
-    assert broken(replace(HEALTHY, sockets=(plugin(), plugin("dead", "gpuops-nvidia.com_gpu-41ff.sock")))) is None
+    assert (
+        broken(replace(HEALTHY, sockets=(plugin(), plugin("dead", "gpuops-nvidia.com_gpu-41ff.sock"))))
+        is None
+    )
 
 
 def test_fewer_than_expected_is_told_though_every_device_is_healthy():
@@ -97,7 +105,9 @@ def test_a_dead_plugin_behind_a_stale_checkpoint_is_advertised_but_dead():
 
 def test_the_unhealthy_gpu_is_named_with_its_reason():
     view = replace(HEALTHY, checkpoint={GPU: IDS[:3] + IDS[4:]}, status=status(["GPU-3"]))
-    assert message(view_of.judge(view, [GPU], {GPU: 8})).startswith("healthy: 1 of 8 nvidia.com/gpu: GPU-3: XID 79; run")
+    assert message(view_of.judge(view, [GPU], {GPU: 8})).startswith(
+        "healthy: 1 of 8 nvidia.com/gpu: GPU-3: XID 79; run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +134,9 @@ def test_an_unknown_socket_counts_as_owner_of_what_the_kubelet_lists():
 def test_the_checkpoint_is_read_and_a_broken_one_is_named(tmp_path):
     assert view_of.read_checkpoint(str(tmp_path)) == {}
     file = tmp_path / view_of.CHECKPOINT
-    file.write_text(json.dumps({"Data": {"PodDeviceEntries": None, "RegisteredDevices": {GPU: IDS, "a/b": None}}}))
+    file.write_text(
+        json.dumps({"Data": {"PodDeviceEntries": None, "RegisteredDevices": {GPU: IDS, "a/b": None}}})
+    )
     assert view_of.read_checkpoint(str(tmp_path)) == {GPU: IDS, "a/b": []}
     file.write_text("{")
     with pytest.raises(ValueError, match=view_of.CHECKPOINT):
