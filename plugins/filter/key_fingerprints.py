@@ -49,10 +49,11 @@ _PUBLIC_KEY = 6  # packet tag, RFC 9580 section 5
 
 
 def _dearmor(text: str) -> Iterator[bytes]:
-    for block in _BLOCK.findall(text):
-        _headers, _blank, body = block.replace("\r\n", "\n").partition("\n\n")
-        if block.startswith("\n"):
-            body = block
+    for block in _BLOCK.findall(text.replace("\r\n", "\n")):
+        # Armor headers end at an empty line (RFC 9580, section 6.2); mostly there are none.
+        headers, _blank, body = ("\n" + block).partition("\n\n")
+        if not body:
+            body = headers
         lines = [line for line in body.split("\n") if line and not line.startswith("=")]
         try:
             yield base64.b64decode("".join(lines), validate=True)
