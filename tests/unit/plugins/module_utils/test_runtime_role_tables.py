@@ -55,7 +55,8 @@ def ask(templar: Templar, name: str) -> Any:
 
 GOOD = {
     "os_id": "debian", "os_version": "12", "os_name": "Debian 12", "architecture": "x86_64",
-    "engines": " docker containerd", "kubelet_engine": "", "gpus": "2", "driver": "570.1", "packages": "", "held": "", "links_missing": "0",
+    "engines": " docker containerd", "kubelet_engine": "", "gpus": "2", "driver": "570.1", "packages": "",
+    "held": "", "links_missing": "0",
 }  # fmt: skip
 APT = "/etc/apt/sources.list.d/nvidia-container-toolkit.sources"
 YUM = "/etc/yum.repos.d/nvidia-container-toolkit.repo"
