@@ -37,6 +37,7 @@ TESTS = {
     "topology": "test_topology",
     "troubles": "test_health",
     "xids": "test_health",
+    "yaml_document": "test_config_load",
 }
 
 LOADER = """
@@ -175,13 +176,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "modules", nargs="*", default=sorted(TESTS), choices=[*sorted(TESTS), []], metavar="module"
-    )
+    parser.add_argument("modules", nargs="*", default=sorted(TESTS), metavar="module")
     parser.add_argument("--sample", type=int, default=20, help="mutants a module")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, help="write a page of Markdown")
     options = parser.parse_args()
+    if unknown := set(options.modules) - set(TESTS):
+        parser.error(f"no tests known of {', '.join(sorted(unknown))}")
     rows, left = [], []
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -206,7 +206,7 @@ class Engine:
     def use_settings(self, settings: Settings) -> None:
         """Goes over to other settings at once."""
         self.settings = settings
-        self.book = replace(self.book, settings=settings.health)
+        self.book = self.book.with_settings(settings.health)
         self.apply()
 
     # What goes out

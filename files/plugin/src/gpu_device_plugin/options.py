@@ -57,7 +57,7 @@ class Ignored:
     env: tuple[str, ...] = ()
 
 
-def _peer(
+def _peer(  # noqa: PLR0917 - a row of the table
     field: str, kind: str, name: str, env: str, key: str, text: str, *choices: str
 ) -> Option:
     return Option(field, kind, text, (f"--{name}",), (env,), (key,), choices)

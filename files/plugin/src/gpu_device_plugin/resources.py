@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 
 from .config import ResourceRule, Settings, SharedResource
@@ -308,10 +308,23 @@ def _replicas(work: _Work, entry: SharedResource, device: Device, resource: str,
                 f"clients, not {entry.replicas}; it is offered {most} times"
             )
             count = most
-    return [
-        replace(device, id=f"{device.uuid}::{number}", resource=resource, replica=number)
-        for number in range(count)
-    ]
+    return _copies(device, resource, count)
+
+
+def _copies(device: Device, resource: str, count: int) -> list[Device]:
+    """The device once a replica. Built from its values in order: dataclasses.replace() takes four times as long, which
+    10,000 replicas would show in the time from an XID to the list."""
+    values = [getattr(device, name) for name in _NAMES]
+    values[_RESOURCE] = resource
+    copies = []
+    for number in range(count):
+        values[_ID], values[_REPLICA] = f"{device.uuid}::{number}", number
+        copies.append(Device(*values))
+    return copies
+
+
+_NAMES = tuple(item.name for item in fields(Device))
+_ID, _RESOURCE, _REPLICA = (_NAMES.index(name) for name in ("id", "resource", "replica"))
 
 
 def _offer_host_device(work: _Work, found: HostDevice) -> None:
@@ -328,8 +341,9 @@ def _offer_host_device(work: _Work, found: HostDevice) -> None:
     if found.replicas <= 1:
         work.offer(base)
         return
-    for number in range(min(found.replicas, MAX_DEVICES + 1)):
-        work.offer(replace(base, id=f"{found.id}::{number}", replica=number))
+    work.offered.setdefault(found.resource, []).extend(
+        _copies(base, found.resource, min(found.replicas, MAX_DEVICES + 1))
+    )
 
 
 def _finished(work: _Work) -> Plan:
