@@ -129,7 +129,8 @@ def test_check_mode_on_a_fresh_node_runs_to_the_end_and_shows_what_would_change(
     done = play("gpuops.k8s.provision", [healthy], "--check", "--diff")
     assert done.rc == 0, done.output[-3000:]
     assert done.changed > 0
-    assert '+    "default-runtime": "nvidia"' in done.output.replace("'", '"')
+    added = [line for line in done.output.splitlines() if line.lstrip().startswith("+")]
+    assert any('"default-runtime": "nvidia"' in line for line in added), done.output[-3000:]
     assert fingerprint(healthy) == before
 
 
