@@ -39,9 +39,8 @@ def decode(document: Document, kind: Any) -> tuple[Any, tuple[Fault, ...]]:
     if value is None:
         value = [] if getattr(kind, "__origin__", None) is tuple else {}
     found: tuple[tuple[Path, Fault], ...] = ()
-    for _ in range(
-        4
-    ):  # a key that was taken out may be missed: then its list entry goes, and then all is well
+    # A key that is taken out may be missed in the next round: then its list entry goes, and then all is well.
+    for _ in range(4):
         try:
             return _converter().structure(value, kind), tuple(fault for _path, fault in found)
         except Exception as error:  # noqa: BLE001 - cattrs wraps whatever a value made go wrong
