@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 from gpu_device_plugin import kubelet as module
-from gpu_device_plugin.kubelet import accepts, dead_mount, identity, socket_name
+from gpu_device_plugin.plugindir import dead_mount
+from gpu_device_plugin.registration import accepts, identity, socket_name
 from kit import GPU, LinkUnderTest, Node, devices, wait_until
 
 OTHER = "nvidia.com/other"

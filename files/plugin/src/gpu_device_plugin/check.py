@@ -158,7 +158,7 @@ def _plan(snapshot: Snapshot, source: NvmlSource, settings: Settings) -> Iterato
 
 
 def _kubelet(settings: Settings) -> Iterator[Finding]:
-    from .kubelet import accepts  # noqa: PLC0415 - brings grpc
+    from .registration import accepts  # noqa: PLC0415 - brings grpc
 
     kubelet = settings.kubelet
     if kubelet.registration == "plugins-registry":

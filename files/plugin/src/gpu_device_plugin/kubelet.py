@@ -1,4 +1,4 @@
-"""The kubelet link: serve, register, wait for the first list, watch; for ever, for every resource.
+"""The kubelet link: serve, register, wait, watch, for every resource (over 400 lines: one state machine, read as one).
 
 Runs in the loop's thread, never blocks, and knows nothing of GPUs. A registration stands once the kubelet has taken a
 list (K1), and falls by any of three signs (K10): kubelet.sock was made anew, the own socket is gone, the stream ended.
@@ -8,22 +8,20 @@ A slow poll looks for the same signs where an event was missed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
-import secrets
-import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import inotify, logs, rpc
+from . import logs, rpc
 from .api import API_VERSION, REGISTRATION
 from .api import deviceplugin_v1beta1_pb2 as pb
 from .config import KubeletSettings
 from .counters import Counters
 from .loop import Loop, Timer
+from .plugindir import DirectoryWatch, dead_mount
+from .registration import Identity, Registration, accepts, identity, socket_name
 from .service import OPTIONS, Call, Service
 from .state import State
 
@@ -47,78 +45,6 @@ FRESH_SECONDS = 2.0
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 REGISTRY_SECONDS = 30.0
 """plugins-registry: a socket that nobody asked about is made again after this."""
-_PATH_LIMIT = 107
-"""Bytes of a unix socket's path (sun_path, without its NUL)."""
-
-Identity = tuple[int, int, int]
-"""Device, inode, change time in ns: inode numbers come back within 0.2 ms (K9)."""
-
-
-def identity(path: str) -> Identity | None:
-    """Which file this is, None where there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_ctime_ns
-
-
-def accepts(path: str) -> bool:
-    """Whether somebody listens on this unix socket right now."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except BlockingIOError:  # its backlog is full: somebody is there
-            return True
-        except OSError:
-            return False
-    return True
-
-
-def socket_name(resource: str, directory: str) -> str:
-    """``gpuops-<resource>-<pid><random>.sock``, unique to this process and moment (K6); a hash stands for a resource
-    whose name would make the path too long."""
-    tail = f"-{os.getpid()}{secrets.token_hex(3)}.sock"
-    name = re.sub(r"[^A-Za-z0-9.-]", "_", resource)
-    if len(os.fsencode(f"{directory}/gpuops-{name}{tail}")) > _PATH_LIMIT:
-        name = hashlib.sha256(resource.encode()).hexdigest()[:8]
-    return f"gpuops-{name}{tail}"
-
-
-def dead_mount(directory: str) -> bool:
-    """Whether the directory was removed under a mount of it, as a pod sees it (K11): only a new pod helps."""
-    try:
-        return os.stat(directory).st_nlink == 0
-    except OSError:
-        return False
-
-
-class Registration:
-    """One resource's place in the cycle."""
-
-    def __init__(self, resource: str) -> None:
-        self.resource = resource
-        self.service: Service | None = None
-        self.phase = "down"
-        """``down``, ``draining``, ``registering``, ``waiting`` (for the first list), ``listed``."""
-        self.problem = "not registered yet"
-        self.attempts = 0
-        self.epoch = 0
-        """Rises with each try, so that answers to an older one are known."""
-        self.kubelet: Identity | None = None
-        self.accepted = False
-        self.got_list = False
-        self.timer: Timer | None = None
-        self.began = 0.0
-        self.listed_at: float | None = None
-        """Wall clock of the newest list sent."""
-        self.registered_at: float | None = None
-
-    def later(self, timer: Timer | None) -> None:
-        """Replaces whatever this resource was waiting for."""
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = timer
 
 
 class KubeletLink:
@@ -147,18 +73,16 @@ class KubeletLink:
         self._changed = changed
         self._called = called
         self._registrations: dict[str, Registration] = {}
-        self._inotify = inotify.Inotify()
-        self._watch: int | None = None
-        self._watched: tuple[int, int] | None = None
-        self._parent_watch: int | None = None
-        self._socket_watch: int | None = None
         self._channel: Any = None
         self._channel_for: Identity | None = None
         self._closed = False
         self._stopping: list[Any] = []
-        loop.read(self._inotify.fileno(), self._on_inotify)
+        folders = {self._directory} if self._registry else {self._directory, os.path.dirname(self.socket)}
+        self._watches = [
+            DirectoryWatch(loop, folder, made=self._name_made, gone=self._name_gone, unsure=self._look)
+            for folder in sorted(folders)
+        ]
         self._poll_timer: Timer | None = None
-        self._arm()
         self._poll()
 
     # What others ask
@@ -198,63 +122,16 @@ class KubeletLink:
         if self._poll_timer is not None:
             self._poll_timer.cancel()
         self._close_channel()
-        self._loop.forget(self._inotify.fileno())
-        self._inotify.close()
+        for watch in self._watches:
+            watch.close()
         until = time.monotonic() + seconds
         for event in self._stopping:
             event.wait(max(0.0, until - time.monotonic()))
 
     # Signs
 
-    def _arm(self) -> None:
-        """Watches the directory that is there now, or the one above it until it is (K11)."""
-        try:
-            status = os.stat(self._directory)
-            now = (status.st_dev, status.st_ino)
-        except OSError:
-            now = None
-        if now is not None and now == self._watched:
-            return
-        if self._watch is not None:
-            self._inotify.forget(self._watch)
-        self._watch = self._watched = None
-        mask = inotify.ENTRIES | inotify.SELF
-        try:
-            if now is not None:
-                self._watch = self._inotify.watch(self._directory, mask | inotify.ONLYDIR)
-                self._watched = now
-                if self._parent_watch is not None:
-                    self._inotify.forget(self._parent_watch)
-                    self._parent_watch = None
-            elif self._parent_watch is None:
-                self._parent_watch = self._inotify.watch(os.path.dirname(self._directory), mask)
-            folder = os.path.dirname(self.socket)
-            if not self._registry and folder != self._directory and self._socket_watch is None:
-                self._socket_watch = self._inotify.watch(folder, mask)
-        except OSError as error:
-            log.debug("can't watch, polling", path=self._directory, error=str(error))
-
-    def _on_inotify(self) -> None:
-        rearm = came = False
-        for event in self._inotify.read():
-            if event.mask & inotify.OVERFLOW:
-                rearm = came = True
-            elif event.watch == self._parent_watch:
-                rearm = True
-            elif event.mask & (inotify.SELF | inotify.IGNORED):
-                if event.watch in (self._watch, self._socket_watch):
-                    self._watch = None if event.watch == self._watch else self._watch
-                    self._socket_watch = None if event.watch == self._socket_watch else self._socket_watch
-                    self._watched = None
-                    rearm = True
-            elif event.mask & (inotify.CREATE | inotify.MOVED_TO):
-                came = came or event.name == os.path.basename(self.socket)
-            elif event.mask & (inotify.DELETE | inotify.MOVED_FROM):
-                self._name_gone(event.name)
-        if rearm:
-            self._arm()
-            self._look()
-        elif came:
+    def _name_made(self, name: str) -> None:
+        if name == os.path.basename(self.socket):
             self._kubelet_came()
 
     def _name_gone(self, name: str) -> None:
@@ -265,7 +142,8 @@ class KubeletLink:
 
     def _poll(self) -> None:
         self._poll_timer = self._loop.after(POLL_SECONDS, self._poll)
-        self._arm()
+        for watch in self._watches:
+            watch.arm()
         self._look()
 
     def _look(self) -> None:
@@ -309,11 +187,9 @@ class KubeletLink:
 
     def _fallen(self, registration: Registration, why: str) -> None:
         """A registration no longer stands: start over, after a moment in which a restart would show itself."""
-        if self._closed or registration.phase == "draining":
+        if self._closed or registration.phase in ("draining", "down"):
             return
         was_listed = registration.phase == "listed"
-        if registration.phase == "down" and registration.timer is not None:
-            return
         registration.epoch += 1
         registration.phase = "down"
         registration.problem = why

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
-from .devices import Gpu, Link, MigSlice, PcieAncestor, Snapshot, SourceError
+from .devices import Gpu, Link, MigSlice, Snapshot, SourceError
 from .health import Probe
 from .nvml_library import GONE, LOST, NOT_SUPPORTED, Library, describe
 from .nvml_read import (
@@ -23,10 +23,10 @@ from .nvml_read import (
     bound_to_driver,
     bus_id,
     cuda_version,
+    links,
     mig_minors,
     mig_profile,
     numa_node,
-    nvlink_ends,
     proc_gpus,
     recovery_action,
     text_of,
@@ -35,14 +35,6 @@ from .nvml_read import (
 log = logs.Log("nvml")
 
 CONTROL_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
-_ANCESTORS = {
-    0: PcieAncestor.SAME_BOARD,
-    10: PcieAncestor.SINGLE_SWITCH,
-    20: PcieAncestor.MULTIPLE_SWITCHES,
-    30: PcieAncestor.HOST_BRIDGE,
-    40: PcieAncestor.NUMA_NODE,
-    50: PcieAncestor.SYSTEM,
-}
 _REOPEN_SECONDS = (10.0, 30.0, 60.0, 300.0)
 """While a GPU is lost NVML is opened anew now and then: only that shows that it is back."""
 
@@ -379,39 +371,16 @@ class NvmlSource:
             recovery_action=action,
         )
 
-    # Links
-
     def _matrix(self, api: Any, gpus: tuple[Gpu, ...]) -> tuple[tuple[Link, ...], ...]:
-        """Made again only when other GPUs are there. A GPU that can't be asked has an empty row."""
+        """Made again only when other GPUs are there."""
         uuids = tuple(gpu.uuid for gpu in gpus)
-        if self._links[:2] == (uuids, self.library.generation):
-            return self._links[2]
-        handles = [self._known[gpu.uuid].handle if gpu.fault is None else None for gpu in gpus]
-        by_bus = {gpu.pci_bus_id: position for position, gpu in enumerate(gpus) if gpu.pci_bus_id}
-        size = len(gpus)
-        ancestors = [[PcieAncestor.UNKNOWN] * size for _ in range(size)]
-        nvlinks = [[0] * size for _ in range(size)]
-        for row, handle in enumerate(handles):
-            if handle is None:
-                continue
-            for column in range(row + 1, size):
-                if handles[column] is None:
-                    continue
-                level = attempt(api, api.nvmlDeviceGetTopologyCommonAncestor, handle, handles[column])
-                ancestor = (
-                    _ANCESTORS.get(level, PcieAncestor.UNKNOWN) if level is not None else PcieAncestor.UNKNOWN
-                )
-                ancestors[row][column] = ancestors[column][row] = ancestor
-            for column in nvlink_ends(api, handle, by_bus):
-                if column != row:
-                    nvlinks[row][column] += 1
-        matrix = tuple(
-            tuple(Link(ancestors[row][column], nvlinks[row][column]) for column in range(size))
-            for row in range(size)
-        )
-        if not any(gpu.fault for gpu in gpus):
+        if self._links[:2] != (uuids, self.library.generation):
+            handles = [self._known[gpu.uuid].handle if gpu.fault is None else None for gpu in gpus]
+            matrix = links(api, gpus, handles)
+            if any(gpu.fault for gpu in gpus):
+                return matrix
             self._links = (uuids, self.library.generation, matrix)
-        return matrix
+        return self._links[2]
 
     # Opening again
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .devices import Gpu, Link, PcieAncestor
 from .nvml_library import GONE
 
+_ANCESTORS = {
+    0: PcieAncestor.SAME_BOARD,
+    10: PcieAncestor.SINGLE_SWITCH,
+    20: PcieAncestor.MULTIPLE_SWITCHES,
+    30: PcieAncestor.HOST_BRIDGE,
+    40: PcieAncestor.NUMA_NODE,
+    50: PcieAncestor.SYSTEM,
+}
 RECOVERY = {
     0: "none",
     1: "reset",
@@ -91,6 +100,29 @@ def nvlink_ends(api: Any, handle: Any, by_bus: dict[str, int]) -> list[int]:
         if position is not None:
             ends.append(position)
     return ends
+
+
+def links(api: Any, gpus: Sequence[Gpu], handles: Sequence[Any]) -> tuple[tuple[Link, ...], ...]:
+    """How each pair of GPUs is joined. A GPU without a handle (it can't be asked) has an empty row."""
+    by_bus = {gpu.pci_bus_id: position for position, gpu in enumerate(gpus) if gpu.pci_bus_id}
+    size = len(gpus)
+    ancestors = [[PcieAncestor.UNKNOWN] * size for _ in range(size)]
+    nvlinks = [[0] * size for _ in range(size)]
+    for row, handle in enumerate(handles):
+        if handle is None:
+            continue
+        for column in range(row + 1, size):
+            if handles[column] is not None:
+                level = attempt(api, api.nvmlDeviceGetTopologyCommonAncestor, handle, handles[column])
+                ancestor = _ANCESTORS.get(level, PcieAncestor.UNKNOWN)
+                ancestors[row][column] = ancestors[column][row] = ancestor
+        for column in nvlink_ends(api, handle, by_bus):
+            if column != row:
+                nvlinks[row][column] += 1
+    return tuple(
+        tuple(Link(ancestors[row][column], nvlinks[row][column]) for column in range(size))
+        for row in range(size)
+    )
 
 
 def numa_node(sysfs: str, bus: str) -> int | None:
