@@ -176,3 +176,58 @@ def test_a_daemon_reload_takes_no_gpu_from_a_running_container(
     assert done.rc == 0, done.output
     assert int(node.text("find /dev/char -lname '../nvidia*' | wc -l")) >= 1
     assert node.text("docker ps -aq --filter name=gpuops-daemon-reload") == ""
+
+
+STATIC_POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, namespace: default}}
+spec:
+  hostNetwork: true
+  containers:
+    - name: main
+      image: gpuops/workload:1
+      imagePullPolicy: Never
+      command: [sleep, "1000000"]
+      env: [{{name: NVIDIA_VISIBLE_DEVICES, value: "{gpus}"}}]
+"""
+
+
+def pod_container(node: Node, pod: str, seconds: float = 90) -> str:
+    """Id and pid of a static pod's container in containerd, once it runs."""
+    command = (
+        "for id in $(ctr -n k8s.io containers ls -q labels.io.kubernetes.container.name==main); do "
+        f"ctr -n k8s.io containers info $id | grep -q 'pod.name.: .{pod}-' && ctr -n k8s.io task ls | "
+        "grep $id | grep RUNNING; done | awk '{print $1, $2}'"
+    )
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = node.run(command, check=False).stdout.strip()
+        if found:
+            return found
+        time.sleep(1)
+    raise AssertionError(
+        f"pod {pod} does not run: {node.run('journalctl -u kubelet -n 20 --no-pager', check=False).stdout}"
+    )
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_pods_of_a_real_kubelet_outlive_containerds_restart_and_a_later_one_gets_its_gpu(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    if not (Path.home() / ".cache/gpuops/kubernetes-1.20.2/bin/kubelet").exists():
+        pytest.skip("no real kubelet in the cache; `make demo KUBELET=real` builds one")
+    node = make_node("pods", "--gpus", "2", "--kubelet", "real", "--engine", "containerd")
+    put = "cat >/etc/kubernetes/manifests/{}.yaml <<'EOT'\n{}EOT"
+    node.run(put.format("before", STATIC_POD.format(name="before", gpus="void")))
+    before = pod_container(node, "before")
+    containerd = node.text("systemctl show -p MainPID --value containerd")
+    done = play(role, [node])
+    assert done.rc == 0, done.output
+    assert node.text("systemctl show -p MainPID --value containerd") != containerd
+    node.run(put.format("after", STATIC_POD.format(name="after", gpus="1")))
+    after = pod_container(node, "after").split()[0]
+    assert pod_container(node, "before") == before
+    seen = node.text(f"ctr -n k8s.io task exec --exec-id look {after} ls /dev")
+    assert [word for word in seen.split() if word.startswith("nvidia") and word[-1].isdigit()] == ["nvidia1"]
