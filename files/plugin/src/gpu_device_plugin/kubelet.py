@@ -237,10 +237,11 @@ class KubeletLink:
             return
         service = registration.service
         if service is not None and service.streams:
-            registration.phase = "draining"
             self._end(registration)
-            self._later(registration, DRAIN_SECONDS)
-            return
+            if kubelet == registration.kubelet:  # another kubelet knows nothing of the old stream: no need to wait
+                registration.phase = "draining"
+                self._later(registration, DRAIN_SECONDS)
+                return
         try:
             service = self._serve(registration)
         except OSError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import secrets
 import socket
+import zlib
 
 from .loop import Timer
 from .service import Service
@@ -42,10 +41,10 @@ def accepts(path: str) -> bool:
 def socket_name(resource: str, directory: str) -> str:
     """``gpuops-<resource>-<pid><random>.sock``, unique to this process and moment (K6); a hash stands for a resource
     whose name would make the path too long."""
-    tail = f"-{os.getpid()}{secrets.token_hex(3)}.sock"
+    tail = f"-{os.getpid()}{os.urandom(3).hex()}.sock"
     name = re.sub(r"[^A-Za-z0-9.-]", "_", resource)
     if len(os.fsencode(f"{directory}/gpuops-{name}{tail}")) > _PATH_LIMIT:
-        name = hashlib.sha256(resource.encode()).hexdigest()[:8]
+        name = f"{zlib.crc32(resource.encode()):08x}"
     return f"gpuops-{name}{tail}"
 
 

@@ -129,7 +129,7 @@ class Service:
             return False
         return (status.st_dev, status.st_ino) == self._inode
 
-    def stop(self, grace: float | None = None) -> Any:
+    def stop(self, grace: float = 0.2) -> Any:
         """Ends every stream, stops listening, removes the socket if it is ours. Returns an event that is set at
         the end."""
         self._closing = True
