@@ -1,0 +1,289 @@
+"""provision.yml's rollout, with roles that only write a file: batches, the way back, the ramp's stop, the summary.
+
+The hosts are folders of this machine, the API server is a program that keeps nodes in a JSON file. The real thing, with
+kubelets and an API server, is molecule/cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+ANSIBLE = Path(sys.executable).with_name("ansible-playbook")
+PREFLIGHT = [
+    {"ansible.builtin.assert": {"that": "sabotage | default('') != 'preflight'", "fail_msg": "no GPU here"}}
+]
+RUNTIME = [
+    {
+        "name": "Configure",
+        "ansible.builtin.copy": {"content": "new", "dest": "{{ base }}/daemon.json", "mode": "0644"},
+        "notify": "restart engine",
+    }
+]
+HANDLERS = [
+    {
+        "name": "restart engine",
+        "ansible.builtin.command": "{{ 'false' if sabotage | default('') == 'handler' else 'true' }}",
+    }
+]
+PLUGIN = [
+    {
+        "name": "Add a drop-in",
+        "ansible.builtin.copy": {"content": "new", "dest": "{{ base }}/conf.d/99.toml", "mode": "0600"},
+    }
+]
+VERIFY = [
+    {
+        "name": "Count",
+        "ansible.builtin.assert": {
+            "that": "sabotage | default('') != 'verify'",
+            "fail_msg": "expected 8 GPUs, found 7",
+        },
+    }
+]
+
+# kubectl as far as the rollout needs it: get, server-side apply with owners, drain. Keeps nodes.json beside itself.
+KUBECTL = """#!{python}
+import json, pathlib, sys
+store = pathlib.Path(__file__).with_name("nodes.json")
+nodes = json.loads(store.read_text())
+words = [w for w in sys.argv[1:] if w != "--show-managed-fields"]
+with store.with_name("calls").open("a") as log:
+    log.write(" ".join(words) + "\\n")
+if words[0] == "drain":
+    if words[1] == "b" and "pdb" in nodes["b"].get("metadata", {{}}).get("labels", {{}}):
+        sys.exit("error when evicting pods: Cannot evict pod as it would violate the pod's disruption budget.")
+    sys.exit(0)
+item = json.load(sys.stdin)["items"][0]
+name = item["metadata"]["name"]
+node = nodes[name]
+if words[0] == "apply":
+    node = json.loads(json.dumps(node))
+    wants = bool(item.get("spec", {{}}).get("unschedulable"))
+    owners = {{e["manager"] for e in node["metadata"].get("managedFields", [])}}
+    owners = owners | {{"gpuops.k8s.rollout"}} if wants else owners - {{"gpuops.k8s.rollout"}}
+    node["metadata"]["managedFields"] = [{{"manager": o, "operation": "Apply"}} for o in sorted(owners)]
+    node["spec"] = {{"unschedulable": True}} if owners else {{}}
+    if "--dry-run=server" not in words:
+        nodes[name] = node
+        store.write_text(json.dumps(nodes))
+print(json.dumps(node))
+"""
+
+
+class Fleet:
+    """Hosts a, b, c as folders, and a control host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.collections = folder / "collections"
+        root = self.collections / "ansible_collections" / "gpuops" / "k8s"
+        for role, tasks in {"nvidia_docker": RUNTIME, "device_plugin": PLUGIN}.items():
+            for name, content in {
+                "tasks/main.yml": tasks,
+                "tasks/preflight.yml": PREFLIGHT,
+                "tasks/verify.yml": VERIFY,
+                "handlers/main.yml": HANDLERS,
+            }.items():
+                path = root / "roles" / role / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(yaml.safe_dump(content))
+        for name in ("plugins", "galaxy.yml", "meta"):
+            (root / name).symlink_to(CHECKOUT / name)
+        shutil.copytree(CHECKOUT / "playbooks", root / "playbooks")
+        for host in "abc":
+            (folder / host / "conf.d").mkdir(parents=True)
+            (folder / host / "daemon.json").write_text("old")
+        self.kubectl = folder / "kubectl"
+        self.kubectl.write_text(KUBECTL.format(python=sys.executable))
+        self.kubectl.chmod(0o755)
+        self.set_nodes({host: {} for host in "abc"})
+
+    def set_nodes(self, specs: dict[str, dict], labels: dict[str, dict] | None = None) -> None:
+        nodes = {
+            name: {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": name, "labels": (labels or {}).get(name, {})},
+                "spec": spec,
+            }
+            for name, spec in specs.items()
+        }
+        (self.folder / "nodes.json").write_text(json.dumps(nodes))
+
+    def provision(self, *arguments: str, sabotage: str = "", cluster: bool = True, **variables: object):
+        """Run the playbook; ``sabotage`` is what goes wrong on host b."""
+        common = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "base": f"{self.folder}/{{{{ inventory_hostname }}}}",
+            "rollout_snapshot": f"{self.folder}/snapshot-{{{{ inventory_hostname }}}}",
+            "rollout_files": [
+                {"path": "{{ base }}/daemon.json", "unit": "", "state": ""},
+                {"path": "{{ base }}/conf.d", "unit": "", "state": ""},
+            ],
+        }
+        if cluster:
+            common.update(
+                device_plugin_control_host="control",
+                device_plugin_kubectl=str(self.kubectl),
+                device_plugin_node_name="{{ inventory_hostname }}",
+            )
+        hosts = {host: {} for host in "abc"}
+        hosts["b"] = {"sabotage": sabotage}
+        inventory = {
+            "all": {"hosts": {"control": {}}, "vars": {**common, **variables}},
+            "gpu_nodes": {"hosts": hosts},
+        }
+        (self.folder / "inventory.yml").write_text(yaml.safe_dump(inventory))
+        environment = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
+            "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_HOME": str(self.folder / "ansible"),
+        }
+        return subprocess.run(
+            [str(ANSIBLE), "gpuops.k8s.provision", "-i", str(self.folder / "inventory.yml"), *arguments],
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def new(self) -> str:
+        """Names of the hosts that have the new configuration."""
+        return "".join(host for host in "abc" if (self.folder / host / "daemon.json").read_text() == "new")
+
+    def cordoned(self) -> str:
+        nodes = json.loads((self.folder / "nodes.json").read_text())
+        return "".join(name for name, node in nodes.items() if node["spec"].get("unschedulable"))
+
+    def drop_ins(self) -> str:
+        return "".join(host for host in "abc" if (self.folder / host / "conf.d" / "99.toml").exists())
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return Fleet(tmp_path)
+
+
+def summary(done) -> dict[str, str]:
+    """Host -> its line of the summary."""
+    text = done.stdout[done.stdout.index("TASK [Summary]") :]
+    lines = [line.split(None, 1) for line in text.splitlines() if line.startswith("        ")]
+    return {words[0]: words[1].strip() for words in lines if len(words) == 2 and words[0] in "abc"}
+
+
+def test_all_nodes_are_provisioned_and_a_second_run_changes_nothing(fleet):
+    first = fleet.provision()
+    assert first.returncode == 0, first.stdout
+    assert summary(first) == dict.fromkeys("abc", "provisioned, 2 files changed")
+    assert fleet.new() == "abc" and fleet.cordoned() == ""
+
+    second = fleet.provision()
+    assert summary(second) == dict.fromkeys("abc", "unchanged")
+    assert second.stdout.count("changed=0") == 3, second.stdout
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "reason"),
+    [("handler", "restart engine: non-zero return code"), ("verify", "Count: expected 8 GPUs, found 7")],
+)
+def test_a_node_that_fails_is_put_back_cordoned_and_stops_the_ramp(fleet, sabotage, reason):
+    done = fleet.provision(sabotage=sabotage)
+    assert done.returncode != 0
+    assert summary(done)["a"] == "provisioned, 2 files changed"
+    assert summary(done)["b"] == "rolled back, cordoned, 2 files put back" or sabotage == "handler"
+    assert summary(done)["b"].startswith("rolled back, cordoned")
+    assert summary(done)["c"] == "untouched"
+    assert fleet.new() == "a" and fleet.cordoned() == "b" and fleet.drop_ins() == "a"
+    assert reason in "\n".join(done.stdout.splitlines()[-10:])
+
+
+def test_the_next_run_takes_a_mended_node_back(fleet):
+    fleet.provision(sabotage="verify")
+    done = fleet.provision()
+    assert done.returncode == 0 and fleet.cordoned() == ""
+    assert summary(done) == {
+        "a": "unchanged",
+        "b": "provisioned, 2 files changed",
+        "c": "provisioned, 2 files changed",
+    }
+
+
+def test_no_node_is_touched_when_one_fails_its_preflight(fleet):
+    done = fleet.provision(sabotage="preflight")
+    assert done.returncode != 0 and fleet.new() == "" and "no GPU here" in done.stdout
+
+
+def test_the_others_of_the_same_batch_are_finished_not_cut_off(fleet):
+    done = fleet.provision("-e", "rollout_serial=100%", sabotage="verify")
+    assert done.returncode != 0
+    assert fleet.new() == "ac" and fleet.cordoned() == "b"
+
+
+def test_the_ramp_goes_on_while_fewer_fail_than_allowed(fleet):
+    done = fleet.provision(sabotage="verify", rollout_max_fail_percentage=34)
+    assert done.returncode != 0, "a failed node fails the run even where it does not stop the ramp"
+    assert fleet.new() == "ac" and fleet.cordoned() == "b"
+
+
+def test_without_a_control_host_nothing_is_cordoned(fleet):
+    done = fleet.provision(sabotage="verify", cluster=False)
+    assert summary(done)["b"] == "rolled back, 2 files put back"
+    assert not (fleet.folder / "calls").exists()
+
+
+def test_nodes_are_drained_by_choice_and_come_back(fleet):
+    done = fleet.provision(rollout_drain=True)
+    assert done.returncode == 0, done.stdout
+    calls = (fleet.folder / "calls").read_text()
+    drains = [line for line in calls.splitlines() if line.startswith("drain")]
+    assert [line.split()[1] for line in drains] == ["a", "b", "c"]
+    assert "--ignore-daemonsets" in drains[0] and "--force" not in drains[0]
+    assert fleet.cordoned() == ""
+
+
+def test_a_disruption_budget_that_forbids_the_drain_leaves_the_node_as_it_was(fleet):
+    fleet.set_nodes({host: {} for host in "abc"}, labels={"b": {"pdb": "1"}})
+    done = fleet.provision(rollout_drain=True)
+    assert done.returncode != 0 and fleet.new() == "a"
+    assert "disruption budget" in "\n".join(done.stdout.splitlines()[-14:])
+    assert summary(done)["b"].startswith("not changed")
+
+
+def test_a_node_that_an_administrator_cordoned_stays_so(fleet):
+    fleet.set_nodes({"a": {}, "b": {"unschedulable": True}, "c": {}})
+    nodes = json.loads((fleet.folder / "nodes.json").read_text())
+    nodes["b"]["metadata"]["managedFields"] = [{"manager": "kubectl", "operation": "Update"}]
+    (fleet.folder / "nodes.json").write_text(json.dumps(nodes))
+    done = fleet.provision(rollout_cordon=True)
+    assert done.returncode == 0, done.stdout
+    assert fleet.new() == "abc" and fleet.cordoned() == "b"
+
+
+def test_check_mode_changes_nothing_and_says_so(fleet):
+    done = fleet.provision("--check", rollout_cordon=True)
+    assert done.returncode == 0, done.stdout
+    assert fleet.new() == "" and fleet.cordoned() == ""
+    assert summary(done) == dict.fromkeys("abc", "checked")
+
+
+def test_limit_and_tags_choose_hosts_and_parts(fleet):
+    limited = fleet.provision("--limit", "b")
+    assert limited.returncode == 0 and fleet.new() == "b"
+    assert summary(limited) == {"b": "provisioned, 2 files changed"}
+    tagged = fleet.provision("--tags", "plugin")
+    assert tagged.returncode == 0
+    assert fleet.drop_ins() == "abc" and fleet.new() == "b"
