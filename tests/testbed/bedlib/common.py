@@ -64,11 +64,14 @@ def run(
     """Run a program. With `log`, all it says goes there; a failure shows the last lines of what it said."""
     words = [str(word) for word in command]
     stdin = {"input": data} if data is not None else {"stdin": subprocess.DEVNULL}
-    if log:
-        with log.open("ab") as sink:
-            done = subprocess.run(words, stdout=sink, stderr=subprocess.STDOUT, check=False, env=env, **stdin)
-    else:
-        done = subprocess.run(words, capture_output=capture, check=False, env=env, **stdin)
+    try:
+        if log:
+            with log.open("ab") as sink:
+                done = subprocess.run(words, stdout=sink, stderr=subprocess.STDOUT, check=False, env=env, **stdin)
+        else:
+            done = subprocess.run(words, capture_output=capture, check=False, env=env, **stdin)
+    except OSError as error:
+        raise BedError(f"{words[0]} cannot be run: {error.strerror}") from error
     if check and done.returncode:
         said = log.read_bytes() if log else (done.stdout or b"") + (done.stderr or b"")
         tail = "\n".join(said.decode(errors="replace").strip().splitlines()[-15:])

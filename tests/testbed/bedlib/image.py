@@ -38,8 +38,25 @@ def node_image(release: str = "bookworm") -> str:
     if release not in RELEASES:
         raise BedError(f"no release {release!r}: one of {', '.join(RELEASES)}")
     engine.ensure()
+    tools()
     with locked("image"):
         return _node_image(release)
+
+
+# Program -> Debian package: what making images takes.
+TOOLS = {
+    "cc": "gcc libc6-dev", "gpg": "gnupg", "dpkg-deb": "dpkg", "mmdebstrap": "mmdebstrap debian-archive-keyring",
+    "ssh": "openssh-client", "ssh-keygen": "openssh-client",
+}  # fmt: skip
+
+
+def tools() -> None:
+    """Install the programs that are missing, all at once."""
+    missing = {
+        package for program, names in TOOLS.items() if not shutil.which(program) for package in names.split()
+    }
+    if missing:
+        engine.install(*sorted(missing))
 
 
 def _node_image(release: str) -> str:
@@ -174,8 +191,6 @@ def _trim() -> list[str]:
 
 def debootstrap(target: Path, release: str, wanted: list[str], variant: str, what: str) -> None:
     """A tar of a Debian root with `wanted`; downloaded packages are kept in the cache."""
-    if not shutil.which("mmdebstrap"):
-        engine.install("mmdebstrap", "debian-archive-keyring")
     if os.geteuid() != 0:
         raise BedError("only root can make a Debian root: run this as root")
     debs = cache("debs", release, "x").parent

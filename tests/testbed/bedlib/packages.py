@@ -11,12 +11,10 @@ import fcntl
 import gzip
 import hashlib
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bedlib import engine
 from bedlib.common import TESTBED, cache, digest_of, locked, out, run, step
 
 SOURCES = TESTBED / "packages"
@@ -108,9 +106,6 @@ def build() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if target.exists():
             return target
-        for program, package in (("gpg", "gnupg"), ("dpkg-deb", "dpkg")):
-            if not shutil.which(program):
-                engine.install(package)
         with step("the signed package repository"):
             part = Path(tempfile.mkdtemp(prefix="part-", dir=target.parent))
             part.chmod(0o755)

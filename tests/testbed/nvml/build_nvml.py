@@ -53,8 +53,20 @@ def header() -> Path:
 
 
 def compiler() -> str:
-    """A C compiler."""
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    """A C compiler; Debian's is installed where there is none and we may."""
+
+    def present() -> str | None:
+        return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+    found = present()
+    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
+        print("nvml: installing gcc libc6-dev ...", file=sys.stderr, flush=True)
+        apt = ["apt-get", "-qq", "install", "-y", "--no-install-recommends", "gcc", "libc6-dev"]
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        if subprocess.run(apt, env=env, capture_output=True, check=False).returncode:
+            subprocess.run(["apt-get", "-qq", "update"], capture_output=True, check=False)
+            subprocess.run(apt, env=env, capture_output=True, check=False)
+        found = present()
     if not found:
         raise BuildError("no C compiler: apt-get install gcc libc6-dev")
     return found
