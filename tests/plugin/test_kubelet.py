@@ -203,6 +203,7 @@ def test_a_change_reaches_the_kubelet_as_one_list_k17(node, link):
     link.offer(gpu=devices(8, sick=[3]))
     link.offer(gpu=devices(8, sick=[3]))
     node.kubelet.wait_for(GPU, 7, 1)
+    wait_until(lambda: len(node.kubelet.lists(GPU)) > lists)
     assert len(node.kubelet.lists(GPU)) == lists + 1
 
 
