@@ -329,14 +329,14 @@ def _nodes(views: Views) -> List[Link]:
     links = []
     if missing:
         step = "run `nvidia-modprobe -c 0 -u`, or enable nvidia-persistenced, which makes them at boot"
-        links.append(Link("device_nodes", False, f"missing: {', '.join(missing)}", step))
+        links.append(Link("device_nodes", False, f"missing or no device: {', '.join(missing)}", step))
     else:
         links.append(Link("device_nodes", True, f"{len(views.nodes)} character devices"))
     if uvm:
         step = (
             "run `modprobe nvidia-uvm && nvidia-modprobe -u -c 0`; without it CUDA fails in every container"
         )
-        links.append(Link("uvm", False, f"missing: {', '.join(uvm)}", step))
+        links.append(Link("uvm", False, f"missing or no device: {', '.join(uvm)}", step))
     else:
         links.append(Link("uvm", True, "nvidia-uvm and nvidia-uvm-tools are there"))
     return links

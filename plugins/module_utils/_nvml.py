@@ -185,7 +185,12 @@ def _loaded_file() -> Optional[str]:
         return next((os.path.realpath(path) for path in paths), None)
 
 
-def ask(path: str = LIBRARY, timeout: float = 15.0, processes: bool = False) -> Dict[str, Any]:
+def ask(
+    path: str = LIBRARY,
+    timeout: float = 15.0,
+    processes: bool = False,
+    ask_in_child: Callable[[str, bool], Any] = _ask,
+) -> Dict[str, Any]:
     """GPUs by index with driver_version, cuda_version and library_file.
 
     ``timeout`` in seconds. Raises NvmlError: library missing, init failed, no answer in time, library crashed.
@@ -195,7 +200,7 @@ def ask(path: str = LIBRARY, timeout: float = 15.0, processes: bool = False) -> 
     if child == 0:  # only async-signal-safe company here: no locks of the parent are touched
         os.close(reader)
         try:
-            answer = json.dumps(_ask(path, processes)).encode()
+            answer = json.dumps(ask_in_child(path, processes)).encode()
         except Exception as problem:  # noqa: BLE001  the parent tells it
             answer = json.dumps({"error": repr(problem), "code": None}).encode()
         with os.fdopen(writer, "wb") as stream:

@@ -20,7 +20,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 NAME = "gpuops-visibility"
 _GPU_NODE = re.compile(r"nvidia\d+$")
 # Images that stay alive by themselves, best first.
-_SLEEPERS = re.compile(r"(^|/)(pause|workload)[:@]|/pause-amd64[:@]|/pause-arm64[:@]")
+_SLEEPERS = re.compile(r"(^|[/-])(pause|workload)[:@]|/pause-(amd64|arm64)[:@]")
 
 
 class EngineError(Exception):

@@ -84,6 +84,22 @@ options:
       - Whether to keep a copy of each changed file beside it.
     type: bool
     default: true
+  config_map:
+    description:
+      - Name of kubeadm's ConfigMap in the namespace C(kube-system), such as V(kubelet-config).
+        C(kubeadm upgrade) writes C(/var/lib/kubelet/config.yaml) anew from it.
+      - With it the module works on that ConfigMap and on nothing else, on a host with kubectl.
+        It needs O(kubelet_version). A ConfigMap that does not exist is left at that.
+    type: str
+  kubectl:
+    description:
+      - The kubectl for O(config_map). May be several words, such as V(k3s kubectl).
+    type: str
+    default: kubectl
+  kubeconfig:
+    description:
+      - The kubeconfig for O(config_map).
+    type: path
 seealso:
   - module: gpuops.k8s.device_plugin_info
 author:
@@ -99,6 +115,14 @@ EXAMPLES = r"""
   gpuops.k8s.kubelet_feature_gate:
     target_version: "1.28"
     restart: true
+
+- name: Take the gate out of what kubeadm upgrade will write
+  gpuops.k8s.kubelet_feature_gate:
+    config_map: kubelet-config
+    kubelet_version: "1.27"
+    target_version: "1.28"
+  delegate_to: control-plane-1
+  run_once: true
 
 - name: Only say where the gate is named
   gpuops.k8s.kubelet_feature_gate:
@@ -200,6 +224,7 @@ after:
   sample: {"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=true\n"}
 """
 
+import json
 import os
 import time
 import traceback
@@ -227,6 +252,9 @@ ARGUMENTS = {
     "healthz_url": {"type": "str"},
     "timeout": {"type": "int", "default": 60},
     "backup": {"type": "bool", "default": True},
+    "config_map": {"type": "str"},
+    "kubectl": {"type": "str", "default": "kubectl"},
+    "kubeconfig": {"type": "path"},
 }
 
 
@@ -378,6 +406,84 @@ def apply_edits(module, edits, before, service, result):
     )
 
 
+def run_config_map(module):
+    """The same on kubeadm's ConfigMap."""
+    params = module.params
+    name = params["config_map"]
+    command = params["kubectl"].split() + (
+        ["--kubeconfig", params["kubeconfig"]] if params["kubeconfig"] else []
+    )
+    command += ["--namespace", "kube-system"]
+    rc, out, err = module.run_command(command + ["get", "configmap", name, "--output", "json"])
+    missing = rc != 0 and "NotFound" in err
+    if rc != 0 and not missing:
+        module.fail_json(
+            msg=f"kubectl can not read ConfigMap kube-system/{name}: {err.strip()}; check kubectl and kubeconfig"
+        )
+    text = "" if missing else json.loads(out)["data"].get("kubelet", "")
+    path = f"ConfigMap kube-system/{name}"
+    place = places_of.Place(path, text_of.CONFIG, 0)
+    mentions = [(place, entry) for entry in text_of.find(text, params["name"], text_of.CONFIG)]
+    effective = mentions[-1][1].value if mentions else None
+    version = table.parse_version(params["kubelet_version"])
+    target = table.parse_version(params["target_version"]) if params["target_version"] else None
+    decision = table.decide(version, bool(mentions), effective, target, params["state"], params["name"])
+    edits = (
+        {} if missing else plan_edits(decision, params["name"], (place,), {path: text}, mentions, "kubeadm")
+    )
+    result = report(decision, version, effective, mentions, edits, {path: text} if edits else {}, "kubelet")
+    result["restart_required"] = False
+    if module._diff:
+        result["diff"] = diff_of(result)
+    if edits and not module.check_mode:
+        patch = json.dumps({"data": {"kubelet": edits[path]}})
+        rc, _unused, err = module.run_command(
+            command + ["patch", "configmap", name, "--type", "merge", "--patch", patch]
+        )
+        if rc != 0:
+            module.fail_json(
+                msg=f"kubectl can not write {path}: {err.strip()}", **dict(result, changed=False)
+            )
+    module.exit_json(**result)
+
+
+def report(decision, version, effective, mentions, edits, before, unit):  # noqa: PLR0917
+    """What the module returns, before anything is written. Pure."""
+    return {
+        "changed": bool(edits),
+        "required": decision.required,
+        "reason": decision.reason,
+        "kubelet_version": "{}.{}".format(*version),
+        "effective": effective,
+        "places": [
+            {
+                "file": place.path,
+                "line": entry.line,
+                "kind": place.kind,
+                "value": entry.raw,
+                "used": place.used,
+            }
+            for place, entry in mentions
+        ],
+        "files": list(edits),
+        "backup_files": [],
+        "notes": ["{}: {}".format(p, places_of.REWRITTEN[p]) for p in edits if p in places_of.REWRITTEN],
+        "service": unit,
+        "restart_required": bool(edits),
+        "restarted": False,
+        "before": before,
+        "after": edits,
+    }
+
+
+def diff_of(result):
+    """One entry a changed file, as --diff shows them."""
+    return [
+        {"before_header": path, "after_header": path, "before": result["before"][path], "after": text}
+        for path, text in result["after"].items()
+    ]
+
+
 def run(module):
     """The whole module; separate from main so that tests can call it."""
     params = module.params
@@ -396,36 +502,9 @@ def run(module):
     edits = plan_edits(decision, params["name"], places, texts, mentions, distribution)
     before = {path: texts.get(path, "") for path in edits}
     unit = params["service"] or places_of.service("/", distribution)
-    result = {
-        "changed": bool(edits),
-        "required": decision.required,
-        "reason": decision.reason,
-        "kubelet_version": "{0}.{1}".format(*version),
-        "effective": effective,
-        "places": [
-            {
-                "file": place.path,
-                "line": entry.line,
-                "kind": place.kind,
-                "value": entry.raw,
-                "used": place.used,
-            }
-            for place, entry in mentions
-        ],
-        "files": list(edits),
-        "backup_files": [],
-        "notes": ["{0}: {1}".format(p, places_of.REWRITTEN[p]) for p in edits if p in places_of.REWRITTEN],
-        "service": unit,
-        "restart_required": bool(edits),
-        "restarted": False,
-        "before": before,
-        "after": edits,
-    }
+    result = report(decision, version, effective, mentions, edits, before, unit)
     if module._diff:
-        result["diff"] = [
-            {"before_header": path, "after_header": path, "before": before[path], "after": edits[path]}
-            for path in edits
-        ]
+        result["diff"] = diff_of(result)
     if edits and not module.check_mode:
         service = Service(
             module, unit, params["healthz_url"] or places_of.healthz_url(texts), params["timeout"]
@@ -436,8 +515,12 @@ def run(module):
 
 def main():
     """Entry point."""
-    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS, supports_check_mode=True, required_by={"config_map": ["kubelet_version"]}
+    )
     try:
+        if module.params["config_map"]:
+            run_config_map(module)
         run(module)
     except table.GateError as error:
         module.fail_json(msg=str(error))

@@ -1,0 +1,108 @@
+# Copyright (c) 2026, The gpuops developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What containers see is compared with what they asked for, by a stand-in docker."""
+
+from __future__ import annotations
+
+import json
+import stat
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.gpuops.k8s.plugins.module_utils import _visibility
+from ansible_collections.gpuops.k8s.plugins.modules import gpu_visibility_info as module
+
+DOCKER = """#!/bin/sh
+case "$1" in
+  info) echo '{default} {{"nvidia": {{}}, "runc": {{}}}}' ;;
+  image) echo 'registry.k8s.io/pause:3.9' ;;
+  run) echo "$@" >> {folder}/runs ;;
+  inspect) echo 4242 ;;
+esac
+"""
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch, capsys):
+    """`docker(default, asked, unasked, **options)`: the module's result when containers see these nodes."""
+
+    def run(default="nvidia", asked=(), unasked=(), **options):
+        program = tmp_path / "docker"
+        program.write_text(DOCKER.format(default=default, folder=tmp_path))
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        looks = iter([list(unasked), list(asked)])
+        monkeypatch.setattr(_visibility, "gpu_nodes", lambda pid: next(looks))
+        with patch_module_args({"engine": "docker", **options}), pytest.raises(SystemExit):
+            module.main()
+        runs = tmp_path / "runs"
+        return json.loads(capsys.readouterr().out), runs.read_text().splitlines() if runs.exists() else []
+
+    return run
+
+
+def test_a_container_that_sees_what_it_asked_for_breaks_nothing(docker):
+    found, runs = docker(asked=["/dev/nvidia0", "/dev/nvidia1"], gpus=2)
+    assert (found["broken_link"], found["count"], found["isolated"]) == (None, 2, True)
+    assert "NVIDIA_VISIBLE_DEVICES" not in runs[0]
+    assert "NVIDIA_VISIBLE_DEVICES=0,1" in runs[1]
+    assert all("--network none" in run and "--pull never" in run for run in runs)
+
+
+def test_another_default_runtime_is_told_and_nothing_is_started(docker):
+    found, runs = docker(default="runc", gpus=2)
+    assert (found["broken_link"], runs) == ("runtime", [])
+    assert docker(default="runc", require_default="")[0]["broken_link"] is None
+
+
+def test_a_container_that_sees_what_it_did_not_ask_for_is_told(docker):
+    found, _runs = docker(unasked=["/dev/nvidia0"], asked=["/dev/nvidia0"], gpus=1)
+    assert (found["broken_link"], found["isolated"]) == ("isolation", False)
+
+
+def test_too_few_and_wrong_nodes_are_told(docker):
+    assert docker(asked=["/dev/nvidia0"], gpus=2)[0]["broken_link"] == "request"
+    found, _runs = docker(asked=["/dev/nvidia0"], gpus=["GPU-3"], expect_nodes=["/dev/nvidia3"])
+    assert found["reason"] == "a container that asked for GPU-3 sees /dev/nvidia0, not /dev/nvidia3"
+
+
+def test_check_mode_starts_nothing(docker):
+    found, runs = docker(gpus=2, _ansible_check_mode=True)
+    assert (runs, found["visible"], found["isolated"]) == ([], None, None)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "ids"),
+    [(2, ["0", "1"]), ("2", ["0", "1"]), (["GPU-a"], ["GPU-a"]), ("GPU-a, 3", ["GPU-a", "3"]), (0, [])],
+)
+def test_gpus_are_asked_for_by_number_or_name(gpus, ids):
+    assert module.asked_for(gpus) == ids
+
+
+@pytest.mark.parametrize(
+    ("images", "image"),
+    [
+        (["a:1", "registry.k8s.io/pause:3.9"], "registry.k8s.io/pause:3.9"),
+        (["rancher/mirrored-pause:3.6"], "rancher/mirrored-pause:3.6"),
+        (["nginx:1"], None),
+    ],
+)
+def test_the_pause_image_of_the_node_is_taken(images, image):
+    assert _visibility.pick_image(images) == image
+
+
+def test_the_default_runtime_of_containerd_is_read_from_its_dump():
+    dump = """
+version = 3
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+  default_runtime_name = 'nvidia'
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]
+    runtime_type = 'io.containerd.runc.v2'
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia.options]
+      BinaryName = '/usr/bin/nvidia-container-runtime'
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+"""
+    default, binaries = _visibility.parse_cri(dump)
+    assert default == "nvidia"
+    assert binaries == {"nvidia": "/usr/bin/nvidia-container-runtime", "runc": ""}
