@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from nodes import EmbeddedNode, Node
+from kubelet_nodes import EmbeddedNode, Node
 from real_kubelet import RealNode, why_not
 
 EMBEDDED = ("1.20", "1.36")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 from gpu_device_plugin.status import NotRunning, ask
 from testbed_nvml import Machine
 
+PACKAGES = sysconfig.get_path("purelib")
 SOURCES = Path(__file__).resolve().parents[2] / "files/plugin/src"
 
 
@@ -67,13 +69,13 @@ class PluginProcess:
         temporary.replace(self.config_file)
 
     def start(self) -> PluginProcess:
-        """Go; nothing is waited for."""
+        """Go; nothing is waited for. As on a node: no site-packages with .pth files to read first."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gpu_device_plugin", "run", *self._arguments],
+                [sys.executable, "-S", "-m", "gpu_device_plugin", "run", *self._arguments],
                 stdout=log,
                 stderr=log,
-                env=self.machine.environ(PYTHONPATH=str(SOURCES), PYTHONDONTWRITEBYTECODE=""),
+                env=self.machine.environ(PYTHONPATH=f"{SOURCES}:{PACKAGES}"),
             )
         return self
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from fake_cri import FakeRuntime
 from fake_plugin import wait_until
-from nodes import Node, PodOutcome
+from kubelet_nodes import Node, PodOutcome
 
 CACHE = Path(os.environ.get("GPUOPS_CACHE", Path.home() / ".cache/gpuops"))
 PORTS = {"port": 21250, "read_only": 21255, "healthz": 21248}

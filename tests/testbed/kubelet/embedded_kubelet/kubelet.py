@@ -71,6 +71,7 @@ class EmbeddedKubelet:
             self._servers.append(
                 self._serve(settings.plugin_dir / SOCKET_NAME, self._registration(manager), workers=8)
             )
+            self.journal.add("serving")
             # Written when the plugin watcher is set up, in every version; K9 is why nobody else may keep files here.
             (settings.plugin_dir / "DEPRECATION").touch()
             self._watcher = PluginWatcher(

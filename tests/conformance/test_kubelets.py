@@ -21,7 +21,7 @@ import pytest
 from embedded_kubelet.wire import api, pluginregistration
 from embedded_kubelet.wire import deviceplugin as dp
 from fake_plugin import FakePlugin, never, wait_until
-from nodes import EmbeddedNode, Node
+from kubelet_nodes import EmbeddedNode, Node
 
 IDS = [f"gpu-{number}" for number in range(4)]
 

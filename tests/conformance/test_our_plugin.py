@@ -18,7 +18,7 @@ import pytest
 from embedded_kubelet.wire import CHANNEL_OPTIONS, api
 from embedded_kubelet.wire import deviceplugin as dp
 from fake_plugin import never, wait_until
-from nodes import EmbeddedNode, Node
+from kubelet_nodes import EmbeddedNode, Node
 from plugin_process import SOURCES, PluginProcess
 from testbed_nvml import Machine, standin
 

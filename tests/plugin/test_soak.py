@@ -1,0 +1,268 @@
+"""A day in an hour: kubelet restarts, plugin kills, XIDs, config edits, lost and returning GPUs in random order.
+
+After every event the kubelet's list has to come to the truth. GPUOPS_SOAK_EVENTS says how many (default 40; `make soak`
+5,000), GPUOPS_SOAK_SEED where the dice start, GPUOPS_SOAK_SECONDS how long the list may take (default 15, so that a
+busy machine does not fail it; the aim is 1, and the times are printed). The same seed gives the same events.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
+
+from embedded_kubelet import AdmissionError
+from fake_plugin import wait_until
+from kubelet_nodes import EmbeddedNode
+from plugin_process import PluginProcess
+from testbed_nvml import Machine, standin
+
+GPU = "nvidia.com/gpu"
+EVENTS = int(os.environ.get("GPUOPS_SOAK_EVENTS", "40"))
+SEED = int(os.environ.get("GPUOPS_SOAK_SEED", "20261123"))
+SECONDS = float(os.environ.get("GPUOPS_SOAK_SECONDS", "15"))
+RESCAN_SECONDS = 0.5
+THREADS_MORE = 3
+FILES_MORE = 6
+"""Allowed above what the process had after its first list: a call under way, a socket that is being replaced."""
+MEMORY_MORE = 12e6
+"""Bytes of RSS above the first measure of a process's life: arenas settle, and then nothing may grow."""
+
+
+class World:
+    """The truth, the node, and the dice."""
+
+    def __init__(self, node: EmbeddedNode, machine: Machine, plugin: PluginProcess) -> None:
+        self.node, self.machine, self.plugin = node, machine, plugin
+        self.dice = random.Random(SEED)
+        self.lost: set[int] = set()
+        self.marked: set[int] = set()
+        self.replicas = 1
+        self.pods: list[str] = []
+        self.took: dict[str, list[float]] = {}
+        self.done: Counter[str] = Counter()
+        self.base: tuple[int, int, int] | None = None
+        self.worst = (0, 0, 0)
+
+    # -- what is true ---------------------------------------------------------------------------------------------
+
+    def expected(self) -> Counter[str]:
+        """How many devices of each health."""
+        ill = len(self.lost | self.marked)
+        counts = {"Healthy": (8 - ill) * self.replicas, "Unhealthy": ill * self.replicas}
+        return Counter({health: number for health, number in counts.items() if number})
+
+    def listed(self) -> bool:
+        """Whether the kubelet believes it, from a live stream."""
+        manager = self.node.kubelet.manager
+        endpoint = manager.endpoints.get(GPU) if manager else None
+        if endpoint is None or endpoint.stop_time is not None:
+            return False
+        return Counter(self.node.kubelet.devices(GPU).values()) == self.expected()
+
+    def converge(self, event: str) -> None:
+        """Wait for it, and keep the time."""
+        began = time.monotonic()
+        if not self.node.kubelet.journal.wait(self.listed, SECONDS):
+            raise AssertionError(
+                f"seed {SEED}, event {sum(self.done.values())} ({event}): expected {self.expected()} "
+                f"(lost {self.lost}, marked {self.marked}), the kubelet has "
+                f"{Counter(self.node.kubelet.devices(GPU).values())} after {SECONDS} s; "
+                f"the plugin's log:\n{self.plugin.tail(30)}"
+            )
+        self.took.setdefault(event, []).append(time.monotonic() - began)
+
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    def kubelet_restart(self) -> None:
+        self.node.stop()
+        self.node.start()
+
+    def kubelet_away_for_a_while(self) -> None:
+        self.node.stop()
+        time.sleep(self.dice.random() * 0.3)
+        self.node.start()
+
+    def directory_replaced(self) -> None:
+        self.node.stop()
+        shutil.rmtree(self.node.plugin_dir)
+        self.pods_gone()
+        self.node.start()
+
+    def plugin_killed(self) -> None:
+        self.watch_growth()
+        self.plugin.kill()
+        self.plugin.start()
+        self.base = None
+
+    def plugin_stopped(self) -> None:
+        self.watch_growth()
+        assert self.plugin.stop() == 0
+        self.plugin.start()
+        self.base = None
+
+    def node_repaired(self) -> None:
+        """As after a repair and a reboot: all GPUs answer, and what was remembered of them is gone."""
+        self.watch_growth()
+        assert self.plugin.stop() == 0
+        while self.lost:
+            self.machine.restore(self.lost.pop())
+        shutil.rmtree(self.plugin.base / "state", ignore_errors=True)
+        self.marked.clear()
+        self.plugin.start()
+        self.base = None
+
+    def socket_deleted(self) -> None:
+        for socket in self.plugin.sockets():
+            socket.unlink(missing_ok=True)
+
+    def stream_ended(self) -> None:
+        manager = self.node.kubelet.manager
+        if manager is not None and GPU in manager.endpoints:
+            manager.endpoints[GPU].stop()
+
+    def application_xid(self) -> None:
+        self.machine.xid(self.dice.randrange(8), self.dice.choice([13, 31, 43, 45, 68]))
+
+    def fatal_xid(self) -> None:
+        present = sorted(set(range(8)) - self.lost)
+        if len(present) > 3:
+            index = self.dice.choice(present)
+            self.machine.xid(index, self.dice.choice([48, 74, 79, 95, 119]))
+            self.marked.add(index)
+
+    def gpu_lost(self) -> None:
+        present = sorted(set(range(8)) - self.lost)
+        if len(present) > 4:
+            index = self.dice.choice(present)
+            self.machine.lose(index)
+            self.lost.add(index)
+
+    def gpu_returns(self) -> None:
+        if self.lost:
+            index = self.dice.choice(sorted(self.lost))
+            self.machine.restore(index)
+            self.lost.discard(index)
+
+    def config_edit(self) -> None:
+        self.replicas = self.dice.choice([1, 2, 5])
+        self.write_config()
+
+    def write_config(self) -> None:
+        sharing = {"timeSlicing": {"resources": [{"name": GPU, "replicas": self.replicas}]}}
+        self.plugin.configure({"sharing": sharing} if self.replicas > 1 else {})
+
+    def config_edit_refused(self) -> None:
+        before = len(self.plugin.log.read_text())
+        self.plugin.configure({"flags": {"migStratgy": "single"}})
+        wait_until(
+            lambda: "refused" in self.plugin.log.read_text()[before:], SECONDS, "the edit to be refused"
+        )
+        self.write_config()
+
+    def pod_starts(self) -> None:
+        name = f"pod-{sum(self.done.values())}"
+        try:
+            self.node.kubelet.admit(name, {GPU: self.dice.randint(1, 3)})
+        except AdmissionError:
+            self.node.kubelet.remove_pod(name)
+            return
+        assert len(self.node.kubelet.ids_of(name, GPU)) > 0
+        self.pods.append(name)
+
+    def pod_ends(self) -> None:
+        if self.pods:
+            self.node.kubelet.remove_pod(self.pods.pop(self.dice.randrange(len(self.pods))))
+
+    def pods_gone(self) -> None:
+        while self.pods:
+            self.node.kubelet.remove_pod(self.pods.pop())
+
+    # -- growth ---------------------------------------------------------------------------------------------------
+
+    def watch_growth(self) -> None:
+        """Threads, files and memory of this life of the process, against its beginning."""
+        if not self.plugin.alive():
+            return
+        now = (self.plugin.threads(), self.plugin.files(), self.plugin.memory()["rss"])
+        if self.base is None:
+            self.base = now
+        more = tuple(a - b for a, b in zip(now, self.base))
+        self.worst = tuple(map(max, self.worst, more))  # type: ignore[assignment]
+        assert more[0] <= THREADS_MORE, f"threads grew from {self.base[0]} to {now[0]}"
+        assert more[1] <= FILES_MORE, f"open files grew from {self.base[1]} to {now[1]}"
+        assert more[2] <= MEMORY_MORE, f"memory grew from {self.base[2] / 1e6:.1f} to {now[2] / 1e6:.1f} MB"
+
+    def report(self) -> str:
+        """Seconds to the truth, by event."""
+        lines = [f"{sum(self.done.values())} events, seed {SEED}; seconds to the truth (p50 / max):"]
+        for event, samples in sorted(self.took.items()):
+            lines.append(
+                f"  {event:26} {statistics.median(samples):.3f} / {max(samples):.3f}  ({len(samples)})"
+            )
+        lines.append(f"  most above a life's beginning: {self.worst[0]} threads, {self.worst[1]} files, ")
+        return "\n".join(lines) + f"{self.worst[2] / 1e6:.1f} MB"
+
+
+WEIGHTS: dict[Callable[[World], None], int] = {
+    World.kubelet_restart: 8,
+    World.kubelet_away_for_a_while: 3,
+    World.directory_replaced: 2,
+    World.plugin_killed: 2,
+    World.plugin_stopped: 1,
+    World.node_repaired: 2,
+    World.socket_deleted: 3,
+    World.stream_ended: 4,
+    World.application_xid: 5,
+    World.fatal_xid: 5,
+    World.gpu_lost: 5,
+    World.gpu_returns: 6,
+    World.config_edit: 5,
+    World.config_edit_refused: 2,
+    World.pod_starts: 8,
+    World.pod_ends: 6,
+}
+PROCESS_ENDS = {World.plugin_killed, World.plugin_stopped, World.node_repaired}
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Eight GPUs, a kubelet 1.36, the plugin with its config file."""
+    node = EmbeddedNode("1.36")
+    node.start()
+    with standin(gpus=8, model="H100") as machine:
+        flags = (f"--rescan-seconds={RESCAN_SECONDS}",)
+        plugin = PluginProcess(node.plugin_dir, node.root_dir, machine, *flags, config={})
+        plugin.start()
+        try:
+            yield World(node, machine, plugin)
+        finally:
+            plugin.close()
+            shutil.rmtree(plugin.base, ignore_errors=True)
+            node.close()
+
+
+@pytest.mark.timeout(max(120, EVENTS * 5))
+def test_the_list_always_comes_to_the_truth_and_nothing_grows(world: World) -> None:
+    world.converge("start")
+    for number in range(EVENTS):
+        # The last half is one life of the process, so that slow growth has time to show.
+        choices = [event for event in WEIGHTS if number < EVENTS // 2 or event not in PROCESS_ENDS]
+        event = world.dice.choices(choices, [WEIGHTS[event] for event in choices])[0]
+        event(world)
+        name = event.__name__
+        world.done[name] += 1
+        world.converge(name)
+        world.watch_growth()
+        assert not world.node.kubelet.panicked.is_set(), "the kubelet panicked (K19)"
+    print(world.report())
