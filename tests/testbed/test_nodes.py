@@ -137,7 +137,8 @@ def test_the_hardened_runtime_takes_mounts_and_ignores_variables(node: dict):
     config = "/etc/nvidia-container-runtime/config.toml"
     inside(
         f"cp {config} /tmp/config; sed -i 's/^#accept-nvidia-visible-devices-as-volume-mounts = false/"
-        "accept-nvidia-visible-devices-as-volume-mounts = true/; s/^#accept-nvidia-visible-devices-envvar-when-unprivileged"
+        "accept-nvidia-visible-devices-as-volume-mounts = true/; "
+        "s/^#accept-nvidia-visible-devices-envvar-when-unprivileged"
         f" = true/accept-nvidia-visible-devices-envvar-when-unprivileged = false/' {config}"
     )
     try:

@@ -67,7 +67,9 @@ def run(
     try:
         if log:
             with log.open("ab") as sink:
-                done = subprocess.run(words, stdout=sink, stderr=subprocess.STDOUT, check=False, env=env, **stdin)
+                done = subprocess.run(
+                    words, stdout=sink, stderr=subprocess.STDOUT, check=False, env=env, **stdin
+                )
         else:
             done = subprocess.run(words, capture_output=capture, check=False, env=env, **stdin)
     except OSError as error:

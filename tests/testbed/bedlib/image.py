@@ -107,7 +107,8 @@ def node_overlay(release: str):
     python = kubelet_install.python_packages(release)
     rootfs = TESTBED / "rootfs"
     digest = digest_of(
-        release, rootfs, nvml.name, repository.name, [p.name for p in inner], python.name, TESTBED / "nvml", Path(__file__),
+        release, rootfs, nvml.name, repository.name, [p.name for p in inner], python.name, TESTBED / "nvml",
+        Path(__file__),
         base_image(release),
     )  # fmt: skip
 
@@ -117,7 +118,7 @@ def node_overlay(release: str):
             for path in sorted(rootfs.rglob("*")):
                 if "__pycache__" not in path.parts:
                     _add(tar, path, str(path.relative_to(rootfs)))
-            for name in ("world.py", "models.py", "gpu_verbs.py"):
+            for name in ("world.py", "models.py", "mig_layout.py", "gpu_verbs.py"):
                 _add(tar, TESTBED / "nvml" / name, f"opt/testbed/nvml/{name}")
             for name in ("libnvidia-ml.so.1", "nvidia-smi"):
                 _add(tar, nvml / name, f"opt/testbed/nvml/{name}")
@@ -132,7 +133,7 @@ def node_overlay(release: str):
     return make, digest
 
 
-# -- images for inside the nodes ----------------------------------------------------------------------------------------
+# -- images for inside the nodes --------------------------------------------------------------------------------
 
 
 def inner_archives() -> list[Path]:
@@ -175,7 +176,7 @@ def sources(release: str) -> list[str]:
     ]
     if not own or not any(f" {release} main" in line for line in lines):
         raise BedError(
-            "no Debian mirror in this machine's apt settings (/etc/apt/sources.list, sources.list.d/*.sources): the test "
+            "no Debian mirror in this machine's apt settings (/etc/apt/sources.list, sources.list.d/): the test "
             "bed makes its images from the mirror that the machine itself uses, and that must be Debian's"
         )
     return sorted(set(lines))
@@ -210,7 +211,8 @@ def debootstrap(target: Path, release: str, wanted: list[str], variant: str, wha
     if variant != "extract":
         # Nodes have no network: an empty list lets `apt-get update` succeed.
         command[-len(sources(release)) - 2 : -len(sources(release)) - 2] = [
-            '--customize-hook=rm -rf "$1"/etc/apt/sources.list.d/* "$1"/var/lib/apt/lists/*; : >"$1/etc/apt/sources.list"; '
+            '--customize-hook=rm -rf "$1"/etc/apt/sources.list.d/* "$1"/var/lib/apt/lists/*; '
+            ': >"$1/etc/apt/sources.list"; '
             'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/resolv.conf "$1"/etc/hostname; : >"$1/etc/machine-id"',
         ]
     with step(f"{what} (Debian {release}; log: {log})"):

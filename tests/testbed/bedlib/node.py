@@ -110,7 +110,8 @@ def up(spec: NodeSpec) -> dict:
 def _create(name: str, spec: NodeSpec, tag: str) -> None:
     volumes = [word for place in VOLUMES for word in ("--volume", place)]
     docker(
-        "create", "--pull", "never", "--name", name, "--hostname", spec.name, "--label", f"{LABEL}=1", "--cgroupns=private",
+        "create", "--pull", "never", "--name", name, "--hostname", spec.name, "--label", f"{LABEL}=1",
+        "--cgroupns=private",
         *capabilities(),
         "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
         "--security-opt", "systempaths=unconfined",

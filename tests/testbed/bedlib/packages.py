@@ -91,7 +91,7 @@ def catalogue() -> list[Package]:
         Package(
             "nvidia-container-runtime", "3.14.0-1", "nvidia-container-toolkit (>= 1.14.0-1)",
             "NVIDIA Container Toolkit meta-package",
-            {"usr/share/doc/nvidia-container-runtime/README": ("the runtime is in nvidia-container-toolkit-base\n", 0o644)},
+            {"usr/share/doc/nvidia-container-runtime/README": ("see nvidia-container-toolkit-base\n", 0o644)},
         ),
     ]  # fmt: skip
     return [package for version in TOOLKIT_VERSIONS for package in _toolkit(version)] + legacy

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LIBRARY_SOURCES = ("json.c", "state.c", "device.c", "health.c", "mig.c", "link.c", "events.c")
+LIBRARY_SOURCES = ("json.c", "state.c", "device.c", "process.c", "health.c", "mig.c", "link.c", "events.c")
 FLAGS = (
     "-std=gnu11",
     "-O2",
