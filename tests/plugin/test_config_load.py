@@ -20,6 +20,7 @@ from gpu_device_plugin.config import (
     Sharing,
 )
 from gpu_device_plugin.config_load import ConfigError, help_text, load
+from gpu_device_plugin.faults import shown, unknown_value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -598,6 +599,14 @@ def test_without_a_file_neither_cattrs_nor_yaml_is_imported() -> None:
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(CHECKOUT / "files/plugin/src")}
     )
+
+
+def test_long_values_are_cut_in_messages_and_unknown_flags_shown_without_their_value() -> None:
+    assert shown("x" * 58) == repr("x" * 58)
+    assert shown("x" * 59) == "'" + "x" * 56 + "..."
+    assert unknown_value("x", ()) == "'x' is not one of "
+    with pytest.raises(ConfigError, match=r"^--foo: unknown flag$"):
+        load(["--foo=a=b"], {}, no_file)
 
 
 def test_places_of_values_that_are_not_there_are_those_of_what_should_hold_them() -> None:

@@ -25,6 +25,8 @@ FINALISTS = 4
 """How many of the grown sets are improved by swaps and judged by the partition they leave."""
 SWAPS = 6
 """Improving swaps a finalist may make."""
+BOTH_WAYS = 16
+"""Up to so many GPUs what a finalist leaves is cut both ways; above, in the way that was better for all of them."""
 
 Row = tuple[int, ...]
 
@@ -178,6 +180,8 @@ class _Search:
         self.weight = 2 * sum(self.bonds) + 1
         self.heavy = [[self.weight * cell for cell in row] for row in rows]
         self.never = -self.weight * (sum(self.bonds) + 1)
+        self.ways: tuple[bool, ...] = (False, True)
+        """How rests are cut: from the most and from the least joined GPU on."""
 
     def pull(self, members: Sequence[int]) -> list[int]:
         """For every GPU: what it would add to the set, weighted, less its bonds to all."""
@@ -227,25 +231,36 @@ class _Search:
             movable[movable.index(leaves)] = comes
         return chosen
 
-    def partition(self, members: Sequence[int]) -> list[list[int]]:
-        """A good cut of what ``members`` leave into sets, grown one after the other from the least joined GPU left."""
-        closed = list(members)
-        left = [position for position in range(len(self.rows)) if position not in set(closed)]
-        parts = []
-        while left:
-            seed = min(left, key=self.bonds.__getitem__)
-            part = self.grow([seed], min(self.size, len(left)), closed)
-            parts.append(part)
+    def partition(self, members: Sequence[int], *, loosest: bool) -> list[list[int]]:
+        """A cut of what ``members`` leave into sets, each grown from the GPU that is joined least (``loosest``) or most
+        to the others that are left."""
+        closed: list[int] = []
+        inner = list(self.bonds)
+        parts: list[list[int]] = []
+        part = list(members)
+        while True:
             closed += part
-            taken = set(part)
-            left = [position for position in left if position not in taken]
-        return parts
+            for position in part:
+                inner = [a - b for a, b in zip(inner, self.rows[position], strict=True)]
+            taken = set(closed)
+            left = [position for position in range(len(self.rows)) if position not in taken]
+            if len(left) <= self.size:
+                return [*parts, left]
+            seed = (min if loosest else max)(left, key=inner.__getitem__)
+            part = self.grow([seed], self.size, closed)
+            parts.append(part)
+
+    def left_behind(self, members: Sequence[int]) -> int:
+        """What the better cut of the others is worth."""
+        return max(sum(map(self.score, self.partition(members, loosest=loosest))) for loosest in self.ways)
 
 
 def _search(rows: list[list[int]], must: list[int], size: int) -> list[int]:
     """The same aim over more GPUs than can be tried: sets grown from many seeds, the best improved, each judged by the
     partition that it leaves."""
     search = _Search(rows, size)
+    if size == 1:
+        return [search.bonds.index(min(search.bonds))]
     grown: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def consider(members: Sequence[int]) -> None:
@@ -260,7 +275,10 @@ def _search(rows: list[list[int]], must: list[int], size: int) -> list[int]:
         seeds = [seeds[number * (len(seeds) - 1) // (most - 1)] for number in range(most)]
     for seed in seeds:
         consider(search.grow([*must, seed], size))
-    for part in search.partition(()):
+    cuts = {loosest: search.partition((), loosest=loosest) for loosest in search.ways}
+    if len(rows) > BOTH_WAYS:
+        search.ways = (max(search.ways, key=lambda loosest: sum(map(search.score, cuts[loosest]))),)
+    for part in (*cuts[False], *cuts[True]):
         if len(part) == size and set(must).issubset(part):
             consider(part)
     finalists = sorted(grown, key=lambda members: (*(-worth for worth in grown[members]), members))[
@@ -271,7 +289,7 @@ def _search(rows: list[list[int]], must: list[int], size: int) -> list[int]:
     for members in finalists:
         chosen = sorted(search.improve(list(members), must))
         own, apart = search.key(chosen)
-        key = (own + sum(map(search.score, search.partition(chosen))), own, apart)
+        key = (own + search.left_behind(chosen), own, apart)
         if best_key is None or key > best_key or (key == best_key and chosen < best):
             best_key, best = key, chosen
     return best
