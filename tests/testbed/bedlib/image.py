@@ -157,6 +157,14 @@ def sources(release: str) -> list[str]:
     for place in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
         if place.is_file() and place.suffix in (".list", ".sources"):
             text += place.read_text(encoding="utf-8") + "\n\n"
+    codename = re.search(
+        r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(encoding="utf-8"), re.M
+    )
+    return sources_from(text, codename.group(1) if codename else "", release)
+
+
+def sources_from(text: str, own: str, release: str) -> list[str]:
+    """The same, from the text of apt's settings on a machine of release `own`. Raises BedError when there are none."""
     found: list[tuple[str, str]] = []
     for stanza in re.split(r"\n\s*\n", text):
         fields = dict(re.findall(r"^(URIs|Suites):\s*(.+)$", stanza, re.M))

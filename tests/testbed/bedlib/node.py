@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -76,8 +77,7 @@ def capabilities() -> list[str]:
 
 def up(spec: NodeSpec) -> dict:
     """Start a node and wait until it is ready; what `testbed up` prints."""
-    if spec.model.split(",")[0] not in models.MODELS:
-        raise BedError(f"unknown GPU model {spec.model!r}: one of {', '.join(models.MODELS)}")
+    _check(spec)
     tag = image.node_image(spec.release)
     name = container(spec.name)
     if docker("ps", "-aq", "--filter", f"name=^{name}$"):
@@ -105,6 +105,16 @@ def up(spec: NodeSpec) -> dict:
         _wait(name, about, node)
     about["seconds"] = round(time.monotonic() - started, 1)
     return about
+
+
+def _check(spec: NodeSpec) -> None:
+    for model in spec.model.split(","):
+        if model not in models.MODELS:
+            raise BedError(f"unknown GPU model {model!r}: one of {', '.join(models.MODELS)}")
+    if not 0 <= spec.gpus <= models.MAX_GPUS:
+        raise BedError(f"{spec.gpus} GPUs asked for: this stand-in plays {models.MAX_GPUS} at most")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,50}[a-z0-9])?", spec.name):
+        raise BedError(f"node name {spec.name!r}: it becomes a host name: small letters, digits, - and .")
 
 
 def _create(name: str, spec: NodeSpec, tag: str) -> None:
