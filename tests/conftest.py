@@ -13,6 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
+
+# A busy machine is no failure: nothing here is a timed test.
+hypothesis.settings.register_profile("gpuops", deadline=None)
+hypothesis.settings.load_profile("gpuops")
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
