@@ -35,6 +35,14 @@ demo-verify: venv ## verify the demo's node again
 demo-down: ## remove the demo's node
 	@tests/tools/demo down
 
+.PHONY: demo-cluster
+demo-cluster: venv ## a Kubernetes cluster of three nodes and 24 GPUs, provisioned as a fleet, with pods
+	@tests/tools/demo-cluster up
+
+.PHONY: demo-cluster-down
+demo-cluster-down: ## remove the demo's cluster
+	@tests/tools/demo-cluster down
+
 .PHONY: test
 test: venv ## every layer of tests; LAYERS="unit plugin" for some
 	@tests/testbed/testbed engine
@@ -47,6 +55,10 @@ lint: venv ## ruff, mypy, ansible-lint, yamllint, shellcheck
 .PHONY: bench
 bench: venv ## measure the plugin; prints a table, writes build/bench/*.json
 	@python tests/bench/plugin_bench.py
+
+.PHONY: bench-fleet
+bench-fleet: venv ## measure provisioning by fleet size and forks; NODES="1 4 16", FORKS="2 5"
+	@python tests/bench/fleet/fleet_bench.py
 
 .PHONY: clean
 clean: ## remove what was built in this checkout (caches outside stay)
