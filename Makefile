@@ -60,6 +60,10 @@ bench: venv ## measure the plugin; prints a table, writes build/bench/*.json
 bench-fleet: venv ## measure provisioning by fleet size and forks; NODES="1 4 16", FORKS="2 5"
 	@python tests/bench/fleet/fleet_bench.py
 
+.PHONY: soak
+soak: venv ## a day in an hour: 5,000 random faults, the list always comes to the truth (GPUOPS_SOAK_EVENTS, GPUOPS_SOAK_SEED)
+	@GPUOPS_SOAK_EVENTS=$${GPUOPS_SOAK_EVENTS:-5000} python -m pytest -q -s tests/plugin/test_soak.py
+
 .PHONY: clean
 clean: ## remove what was built in this checkout (caches outside stay)
 	rm -rf build .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
