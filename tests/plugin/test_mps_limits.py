@@ -1,223 +1,63 @@
-"""MPS: the control daemon is started, told its limits, watched, taken over, and ended with its resource."""
+"""MPS: limits, paths, commands."""
 
 from __future__ import annotations
 
-import os
-import signal
-import stat
-import sys
-import threading
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from gpu_device_plugin import mps_supervisor as module
-from gpu_device_plugin.config import Settings
-from gpu_device_plugin.devices import Device, ResourcePlan
-from gpu_device_plugin.loop import Loop
-from gpu_device_plugin.mps_supervisor import MpsSupervisor, find_binary
-from kit import GPU, wait_until
-
-STAND_IN = f"""#!{sys.executable}
-# nvidia-cuda-mps-control, as far as a supervisor meets it: -d leaves a daemon, words on standard input are commands.
-import os, pathlib, signal, sys, time
-pipes = pathlib.Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
-logs = pathlib.Path(os.environ["CUDA_MPS_LOG_DIRECTORY"])
-pid = pipes / "nvidia-cuda-mps-control.pid"
-if (logs / "fail").exists():
-    sys.exit(1)
-if sys.argv[1:] == ["-d"]:
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            pid.write_text(str(os.getpid()))
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            deadline = time.time() + 60
-            while time.time() < deadline and not (pipes / "quit").exists():
-                time.sleep(0.02)
-        os._exit(0)
-    os.wait()
-else:
-    for line in sys.stdin:
-        with open(logs / "commands", "a") as file:
-            file.write(line)
-        if line.strip() == "quit":
-            (pipes / "quit").touch()
-"""
+from gpu_device_plugin import mps
+from gpu_device_plugin.config import Settings, SharedResource, Sharing
+from gpu_device_plugin.devices import ResourcePlan
+from gpu_device_plugin.resources import plan
+from plain_nodes import GIB, gpu, node
 
 
-def shared(replicas: int = 2, memory: int = 80 << 30) -> ResourcePlan:
-    devices = tuple(
-        Device(
-            id=f"GPU-{gpu}::{replica}",
-            resource=GPU,
-            uuid=f"GPU-{gpu}",
-            index=str(gpu),
-            gpu_uuid=f"GPU-{gpu}",
-            gpu_index=gpu,
-            replica=replica,
-            memory_bytes=memory,
-        )
-        for gpu in range(2)
-        for replica in range(replicas)
+def resource(*gpus: object, replicas: int = 4) -> ResourcePlan:
+    sharing = Sharing(resources=(SharedResource("nvidia.com/gpu", replicas),))
+    return plan(node(*gpus), Settings(mps=sharing)).resources[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("capability", "clients"),
+    [((7, 0), 48), ((7, 5), 48), ((9, 0), 48), ((6, 1), 16), ((3, 5), 16), (None, 16)],
+)
+def test_clients_are_48_from_volta_on_and_16_before(capability: tuple[int, int] | None, clients: int) -> None:
+    assert mps.max_clients(capability) == clients
+
+
+def test_memory_and_threads_are_divided_by_the_replicas() -> None:
+    shared = resource(gpu(0), gpu(1, memory_bytes=10 * GIB + 5), replicas=3)
+    assert mps.memory_limits(shared.devices) == {"0": "27306M", "1": "3413M"}
+    assert mps.thread_percentage(shared.devices) == 33
+    assert mps.control_commands(shared) == (
+        "set_default_device_pinned_mem_limit 0 27306M",
+        "set_default_device_pinned_mem_limit 1 3413M",
+        "set_default_active_thread_percentage 33",
     )
-    return ResourcePlan(GPU, devices, shared="mps")
 
 
-class Supervised:
-    """A supervisor over the stand-in, with a loop."""
-
-    def __init__(self, place: Path) -> None:
-        self.root = place / "mps"
-        self.logs = self.root / GPU / "log"
-        self.pipes = self.root / GPU / "pipe"
-        self.changes = 0
-        self.loop = Loop()
-        self.thread = threading.Thread(target=self.loop.run, daemon=True)
-        self.supervisor = self.make()
-        self.thread.start()
-
-    def make(self) -> MpsSupervisor:
-        def changed() -> None:
-            self.changes += 1
-
-        return MpsSupervisor(self.loop, Settings(mps_root=str(self.root)), changed)
-
-    def offer(self, *resources: ResourcePlan) -> None:
-        self.loop.call(lambda: self.supervisor.offer(resources))
-
-    def commands(self) -> list[str]:
-        file = self.logs / "commands"
-        return file.read_text().splitlines() if file.exists() else []
-
-    def pid(self) -> int:
-        return int((self.pipes / "nvidia-cuda-mps-control.pid").read_text())
-
-    def well(self) -> bool:
-        return self.supervisor.problem(GPU) is None
+def test_the_gpu_with_most_replicas_decides_the_threads() -> None:
+    shared = resource(gpu(0, compute_capability=(6, 0)), gpu(1), replicas=40)
+    assert mps.thread_percentage(shared.devices) == 2
+    assert mps.memory_limits(shared.devices) == {"0": "5120M", "1": "2048M"}
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def test_a_gpu_whose_memory_is_unknown_gets_no_limit_and_unshared_ones_none_at_all() -> None:
+    assert mps.memory_limits(resource(gpu(0, memory_bytes=0)).devices) == {}
+    unshared = plan(node(gpu(0)), Settings()).resources[0]
+    assert mps.memory_limits(unshared.devices) == {}
+    assert mps.thread_percentage(unshared.devices) is None
+    assert mps.control_commands(unshared) == ()
+    assert mps.thread_percentage(()) is None
 
 
-@pytest.fixture
-def supervised(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervised]:
-    binary = place / "bin/nvidia-cuda-mps-control"
-    binary.parent.mkdir()
-    binary.write_text(STAND_IN)
-    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{binary.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05, 0.1))
-    one = Supervised(place)
-    yield one
-    one.offer()
-    wait_until(lambda: not (one.pipes / "nvidia-cuda-mps-control.pid").exists() or not alive(one.pid()))
-    one.loop.stop()
-    one.thread.join(5)
-
-
-def test_a_daemon_is_started_with_its_limits_and_then_the_resource_is_well(supervised):
-    assert "being started" in (supervised.supervisor.problem(GPU) or "")
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    assert supervised.commands() == [
-        "set_default_device_pinned_mem_limit 0 40960M",
-        "set_default_device_pinned_mem_limit 1 40960M",
-        "set_default_active_thread_percentage 50",
-    ]
-    assert supervised.changes == 1
-    assert (supervised.root / "shm").resolve() == Path("/dev/shm")
-
-
-def test_a_daemon_that_dies_is_told_and_started_again(supervised):
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    first = supervised.pid()
-    os.kill(first, signal.SIGKILL)
-    wait_until(lambda: supervised.changes >= 2)
-    wait_until(lambda: supervised.well() and supervised.pid() != first)
-
-
-def test_a_daemon_that_cannot_start_is_told_with_its_log(supervised):
-    supervised.logs.mkdir(parents=True)
-    (supervised.logs / "fail").touch()
-    supervised.offer(shared())
-    wait_until(lambda: "control.log" in (supervised.supervisor.problem(GPU) or ""))
-    (supervised.logs / "fail").unlink()
-    wait_until(supervised.well)
-
-
-def test_a_plugin_that_restarts_takes_the_daemon_over_since_jobs_run_through_it(supervised):
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    first = supervised.pid()
-    supervised.supervisor.close()
-    supervised.supervisor = supervised.make()
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    assert supervised.pid() == first and alive(first)
-
-
-def test_other_limits_reach_the_same_daemon(supervised):
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    first = supervised.pid()
-    supervised.offer(shared(replicas=4))
-    wait_until(lambda: "set_default_active_thread_percentage 25" in supervised.commands())
-    wait_until(supervised.well)
-    assert supervised.pid() == first
-
-
-def test_a_resource_that_is_no_longer_shared_ends_its_daemon(supervised):
-    supervised.offer(shared())
-    wait_until(supervised.well)
-    first = supervised.pid()
-    supervised.offer()
-    wait_until(lambda: not alive(first))
-    assert supervised.commands()[-1] == "quit"
-
-
-def test_a_missing_binary_is_told_with_the_next_step(place, monkeypatch):
-    monkeypatch.setenv("PATH", str(place))
-    one = Supervised(place)
-    one.offer(shared())
-    wait_until(lambda: "install the driver's MPS tools" in (one.supervisor.problem(GPU) or ""))
-    one.offer()
-    one.loop.stop()
-
-
-def test_the_binary_is_found_below_a_driver_root(place, monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    binary = place / "usr/bin/nvidia-cuda-mps-control"
-    binary.parent.mkdir(parents=True)
-    binary.touch(mode=0o755)
-    assert find_binary((str(place),)) == str(binary)
-    assert find_binary(()) is None
-
-
-def test_the_program_offers_mps_replicas_once_the_daemon_answers(node, supervised, start, place):
-    node.kubelet.start()
-    config = place / "config.yaml"
-    config.write_text(
-        f"version: v1\nflags: {{mpsRoot: {place / 'mps'}}}\n"
-        "sharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n"
+def test_paths_are_the_peers() -> None:
+    shared = resource(gpu(0))
+    assert mps.daemon_environment("/mps/", shared) == {
+        "CUDA_MPS_PIPE_DIRECTORY": "/mps/nvidia.com/gpu/pipe",
+        "CUDA_MPS_LOG_DIRECTORY": "/mps/nvidia.com/gpu/log",
+    }
+    assert mps.client_environment(shared) == {"CUDA_MPS_PIPE_DIRECTORY": "/mps/nvidia.com/gpu/pipe"}
+    assert mps.client_mounts(Settings(), shared) == (
+        ("/mps/nvidia.com/gpu/pipe", "/run/nvidia/mps/nvidia.com/gpu/pipe"),
+        ("/dev/shm", "/run/nvidia/mps/shm"),
     )
-    path = f"{place / 'bin'}:{os.environ['PATH']}"
-    plugin = start(f"--config-file={config}", PATH=path)
-    node.kubelet.wait_for(GPU, 16)
-    answer = node.kubelet.admit("client", {GPU: 1})
-    assert answer.envs["CUDA_MPS_PIPE_DIRECTORY"] == f"/mps/{GPU}/pipe"
-    assert f"/mps/{GPU}/pipe" in [mount.container_path for mount in answer.mounts]
-    pid = supervised.pid()
-    plugin.stop()
-    assert alive(pid), "a job may run through it"
-    plugin = start(f"--config-file={config}", PATH=path)
-    plugin.wait_logged("taken over")
-    config.write_text("version: v1\n")
-    wait_until(lambda: not alive(pid), 10, "the daemon to end with its resource")
-    wait_until(lambda: len(node.kubelet.healthy(GPU)) == 8)
+    assert mps.shm_directory("/mps") == "/mps/shm"

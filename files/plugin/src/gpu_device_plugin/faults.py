@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +36,8 @@ def shown(value: Any) -> str:
 
 def hint(word: str, known: tuple[str, ...]) -> str:
     """What was probably meant, or nothing."""
+    import difflib  # noqa: PLC0415 - 2 ms that a start without faults need not take
+
     near = difflib.get_close_matches(word[:100], known, 1, 0.7)
     return f"; did you mean {near[0]}?" if near else ""
 
