@@ -106,6 +106,19 @@ def test_a_directory_made_anew_is_watched_again_k11(node, link):
     wait_until(lambda: registered_again(node, before), 1.5, "the new directory's own events")
 
 
+def test_a_directory_replaced_under_a_bound_socket_is_seen_without_the_poll_k11(node, link, monkeypatch):
+    monkeypatch.setattr(module, "POLL_SECONDS", 60)
+    node.kubelet.start()
+    link.offer(gpu=devices(8))
+    wait_until(lambda: listed(link))
+    link.run(link.link._poll_timer.cancel)
+    node.kubelet.stop()
+    shutil.rmtree(node.plugin_dir)
+    node.plugin_dir.mkdir()
+    node.kubelet.start()
+    node.kubelet.wait_for(GPU, 8, seconds=2)
+
+
 def test_a_directory_that_is_not_there_yet_is_waited_for(place):
     node = Node(place)
     shutil.rmtree(node.plugin_dir)

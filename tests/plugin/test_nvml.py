@@ -283,6 +283,28 @@ def test_a_gpu_whose_events_cannot_be_watched_is_unhealthy_not_silently_healthy(
         heard.monitor.stop()
 
 
+def test_no_event_is_lost_or_told_twice_while_the_set_of_watched_gpus_changes(source, machine):
+    heard = Heard(source)
+    try:
+        sent = []
+        for round_ in range(3):
+            machine.xid(0, 31)
+            machine.lose(1 + round_)
+            machine.xid(0, 43)
+            source.scan()
+            watching = threading.Thread(target=heard.monitor.watch)
+            watching.start()
+            machine.xid(0, 45)
+            watching.join(10)
+            machine.xid(0, 13)
+            sent += [31, 43, 45, 13]
+        wait_until(lambda: len(heard.events) >= len(sent), 5)
+        time.sleep(0.1)
+        assert sorted(event.xid for _at, event in heard.events) == sorted(sent)
+    finally:
+        heard.monitor.stop()
+
+
 def test_nvml_can_be_closed_and_opened_while_events_are_waited_for(heard, source, machine):
     for code in (79, 48, 31):
         source.close()

@@ -26,6 +26,7 @@ XID = 0x8
 ECC_DOUBLE = 0x2
 MIG_CHANGED = 0x100
 PAUSE_SECONDS = 0.5
+_DRAIN_LIMIT = 1000
 
 
 class EventMonitor:
@@ -48,6 +49,8 @@ class EventMonitor:
         self._waiting = False
         self._pause = 0
         self._set: Any = None
+        self._overlap: list[Event] | None = None
+        """What was heard since a new set listens beside the old one."""
         self._uuids: dict[int, str] = {}
         self._generation = -1
         self._stopped = False
@@ -56,7 +59,11 @@ class EventMonitor:
         source.before_close = self._release
 
     def watch(self) -> None:
-        """After a scan: watches the GPUs that it found. Cheap when they are the same. Never raises."""
+        """After a scan: watches the GPUs that it found. Cheap when they are the same. Never raises.
+
+        The new event set listens before the old one is let go, and what is left in the old one is handed on, so that no
+        event falls between them; what both heard is told once.
+        """
         source = self._source
         with source.lock:
             handles = source.handles()
@@ -68,28 +75,19 @@ class EventMonitor:
             ):
                 return
             api = source.library.api
-            self._release()
+            self._overlap = []
             try:
                 events = api.nvmlEventSetCreate()
             except api.NVMLError as error:
+                self._overlap = None
                 self._tell(f"NVML can't watch events: {describe(error)}")
                 return
-            unwatched = {}
-            for uuid, handle in handles.items():
-                try:
-                    kinds = api.nvmlDeviceGetSupportedEventTypes(handle)
-                    if not kinds & XID:
-                        raise api.NVMLError(api.NVML_ERROR_NOT_SUPPORTED)
-                    api.nvmlDeviceRegisterEvents(handle, kinds & (XID | ECC_DOUBLE | MIG_CHANGED), events)
-                except api.NVMLError as error:
-                    if error.value in LOST:
-                        continue  # the next scan tells
-                    unwatched[uuid] = (
-                        f"its XID events can't be watched ({describe(error)}); "
-                        "DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
-                    )
+            unwatched = self._register(api, events, handles)
             changed = unwatched != source.unwatched
             source.unwatched = unwatched
+            self._release()
+            heard, self._overlap = self._overlap, None
+            self._drain(api, events, uuids, heard)
             with self._condition:
                 self._set, self._uuids, self._generation = events, uuids, source.library.generation
                 self._condition.notify_all()
@@ -100,6 +98,25 @@ class EventMonitor:
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
 
+    @staticmethod
+    def _register(api: Any, events: Any, handles: dict[str, Any]) -> dict[str, str]:
+        """Adds every GPU to the set; UUID -> why of those that can't be watched."""
+        unwatched = {}
+        for uuid, handle in handles.items():
+            try:
+                kinds = api.nvmlDeviceGetSupportedEventTypes(handle)
+                if not kinds & XID:
+                    raise api.NVMLError(api.NVML_ERROR_NOT_SUPPORTED)
+                api.nvmlDeviceRegisterEvents(handle, kinds & (XID | ECC_DOUBLE | MIG_CHANGED), events)
+            except api.NVMLError as error:
+                if error.value in LOST:
+                    continue  # the next scan tells
+                unwatched[uuid] = (
+                    f"its XID events can't be watched ({describe(error)}); "
+                    "DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
+                )
+        return unwatched
+
     def stop(self) -> None:
         """The thread ends with its present wait; nothing is called any more."""
         self._stopped = True
@@ -107,21 +124,35 @@ class EventMonitor:
             self._condition.notify_all()
 
     def _release(self) -> None:
-        """Gets the thread out of the library and frees the set. Takes up to one wait."""
+        """Gets the thread out of the library, hands on what the set still holds, frees it. Takes up to one wait."""
         with self._condition:
             self._pause += 1
             while self._waiting:
                 self._condition.wait()
             events, self._set = self._set, None
-            self._uuids = {}
+            uuids, self._uuids = self._uuids, {}
             self._pause -= 1
             self._condition.notify_all()
         if events is not None and self._source.library.is_open:
             api = self._source.library.api
+            self._drain(api, events, uuids)
             try:
                 api.nvmlEventSetFree(events)
             except api.NVMLError as error:
                 log.debug("event set not freed", error=str(error))
+
+    def _drain(self, api: Any, events: Any, uuids: dict[int, str], heard: list[Event] | None = None) -> None:
+        """Tells what the set holds already, but not what was ``heard`` through another set."""
+        skip = list(heard or ())
+        for _ in range(_DRAIN_LIMIT):
+            try:
+                event = self._understand(api.nvmlEventSetWait_v2(events, 0), uuids)
+            except api.NVMLError:
+                return
+            if event in skip:
+                skip.remove(event)
+            elif event is not None:
+                self._hear(event)
 
     def _tell(self, reason: str | None) -> None:
         if reason != self._failed and not self._stopped:
@@ -160,19 +191,26 @@ class EventMonitor:
                 self._condition.wait(PAUSE_SECONDS)
             return
         self._tell(None)
-        if self._stopped:
-            return
-        uuid = uuids.get(handle_value(data.device))
+        event = self._understand(data, uuids)
+        if event is not None:
+            self._hear(event)
+
+    def _hear(self, event: Event) -> None:
+        if self._overlap is not None:
+            self._overlap.append(event)
+        if not self._stopped:
+            self._on_event(event)
+
+    def _understand(self, data: Any, uuids: dict[int, str]) -> Event | None:
+        """The event; None for a change of the MIG layout, which asks for a scan."""
         if data.eventType & MIG_CHANGED:
             self._on_rescan()
-            return
+            return None
         gi, ci = int(data.gpuInstanceId), int(data.computeInstanceId)
-        self._on_event(
-            Event(
-                gpu_uuid=uuid,
-                kind="xid" if data.eventType & XID else "ecc-double",
-                xid=int(data.eventData) if data.eventType & XID else 0,
-                gpu_instance=None if gi == NO_INSTANCE else gi,
-                compute_instance=None if ci == NO_INSTANCE else ci,
-            )
+        return Event(
+            gpu_uuid=uuids.get(handle_value(data.device)),
+            kind="xid" if data.eventType & XID else "ecc-double",
+            xid=int(data.eventData) if data.eventType & XID else 0,
+            gpu_instance=None if gi == NO_INSTANCE else gi,
+            compute_instance=None if ci == NO_INSTANCE else ci,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -35,6 +36,7 @@ class DirectoryWatch:
         events)."""
         self._loop = loop
         self._directory = directory
+        self._above, self._name = os.path.split(directory.rstrip("/"))
         self._made = made
         self._gone = gone
         self._unsure = unsure
@@ -52,6 +54,10 @@ class DirectoryWatch:
             now = (status.st_dev, status.st_ino)
         except OSError:
             now = None
+        if self._parent is None:
+            # Always: a directory in which we have a socket bound never tells of its own end (the socket holds it).
+            with contextlib.suppress(OSError):
+                self._parent = self._inotify.watch(self._above, inotify.ENTRIES | inotify.SELF)
         if now is not None and now == self._watched:
             return
         if self._watch is not None:
@@ -62,11 +68,6 @@ class DirectoryWatch:
             if now is not None:
                 self._watch = self._inotify.watch(self._directory, mask | inotify.ONLYDIR)
                 self._watched = now
-                if self._parent is not None:
-                    self._inotify.forget(self._parent)
-                    self._parent = None
-            elif self._parent is None:
-                self._parent = self._inotify.watch(os.path.dirname(self._directory), mask)
         except OSError as error:
             log.debug("can't watch, polling", path=self._directory, error=str(error))
 
@@ -79,8 +80,13 @@ class DirectoryWatch:
         unsure = False
         made: list[str] = []
         for event in self._inotify.read():
-            if event.mask & inotify.OVERFLOW or event.watch == self._parent:
+            if event.mask & inotify.OVERFLOW:
                 unsure = True
+            elif event.watch == self._parent:
+                if event.mask & (inotify.SELF | inotify.IGNORED):
+                    self._parent = None
+                    unsure = True
+                unsure = unsure or event.name == self._name
             elif event.watch != self._watch:
                 continue  # of a directory that is no longer the one
             elif event.mask & (inotify.SELF | inotify.IGNORED):
