@@ -151,6 +151,33 @@ def test_xids_of_retirement_are_fatal_only_where_a_reset_is_pending(number: int)
     assert all(trouble.kind == FATAL for trouble in known.troubles)
 
 
+def test_a_pending_reset_of_one_gpu_makes_nothing_of_another_or_of_other_xids_fatal() -> None:
+    found = book().observe(xid(63, B), 0).observe(xid(32), 0).probe([Probe(A, remap_pending=True)], 1)
+    assert {trouble.code: trouble.kind for trouble in found.troubles} == {
+        "remap-pending": FATAL,
+        "xid-32": TRANSIENT,
+        "xid-63": TRANSIENT,
+    }
+
+
+def test_troubles_are_kept_in_one_order_however_they_came() -> None:
+    events = [xid(94, A, 4, 0), xid(94), xid(32, B), xid(94, A, 3, 1), xid(94, A, 3, 0), xid(94, A, 3)]
+    there, back = book(), book()
+    for event in events:
+        there = there.observe(event, 0)
+    for event in reversed(events):
+        back = back.observe(event, 0)
+    assert there.troubles == back.troubles
+    assert [(t.gpu_uuid, t.gpu_instance, t.compute_instance) for t in there.troubles] == [
+        (A, None, None),
+        (A, 3, None),
+        (A, 3, 0),
+        (A, 3, 1),
+        (A, 4, 0),
+        (B, None, None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("look", "words"),
     [
