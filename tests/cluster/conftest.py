@@ -1,0 +1,39 @@
+"""One provisioned cluster for all tests that share it; the logs of its components where a test fails."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from lab import Lab, wait_until
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    lab = item.funcargs.get("lab") or item.funcargs.get("bare_lab")
+    if report.when == "call" and report.failed and lab is not None:
+        report.sections.append(("the cluster's logs", lab.logs()))
+
+
+@pytest.fixture(scope="module")
+def bare_lab(tmp_path_factory):
+    """Three Ready nodes that know nothing of GPUs."""
+    lab = Lab("test", tmp_path_factory.mktemp("lab"))
+    lab.up()
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(scope="module")
+def lab(bare_lab):
+    """Three provisioned nodes, 8 GPUs each."""
+    done = bare_lab.play("provision")
+    assert done.returncode == 0, done.stdout[-4000:]
+    wait_until(bare_lab.all_offered, "24 GPUs on offer")
+    return bare_lab

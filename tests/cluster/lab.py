@@ -1,0 +1,129 @@
+"""A cluster for tests: started once, provisioned by the playbooks, asked through kubectl."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "tests/testbed/cluster/cluster"
+TESTBED = ROOT / "tests/testbed/testbed"
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+GPU = "nvidia.com/gpu"
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout: float = 90.0, every: float = 0.25) -> Any:
+    """The first true answer of ``condition``; AssertionError with ``what`` when time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{what}: not within {timeout:g} s"
+        time.sleep(every)
+
+
+class Lab:
+    """One cluster by its name; nodes are ``NAME-a``, ``NAME-b``, ``NAME-c``."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.nodes = [f"{name}-{letter}" for letter in "abc"]
+        self.inventory = folder / "inventory.yml"
+
+    def up(self) -> None:
+        self._run(CLUSTER, "down", self.name)
+        done = self._run(CLUSTER, "up", self.name)
+        assert done.returncode == 0, done.stderr
+        text = self._run(CLUSTER, "inventory", self.name).stdout
+        self.inventory.write_text(
+            text.replace("  vars:\n", "  vars:\n    device_plugin_host_network: true\n", 1)
+        )
+
+    def down(self) -> None:
+        self._run(CLUSTER, "down", self.name)
+
+    def logs(self) -> str:
+        """The end of each component's log: a failing test prints it."""
+        return self._run(CLUSTER, "logs", self.name).stdout
+
+    def play(self, playbook: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a playbook of the collection; GPUOPS_COLLECTIONS names another copy than this checkout's."""
+        collections = os.environ.get("GPUOPS_COLLECTIONS")
+        if not collections:
+            collections = self._run(ROOT / "tests/tools/collection").stdout.strip()
+        environment = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": collections,
+            "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+            "ANSIBLE_HOST_KEY_CHECKING": "false",
+            "ANSIBLE_PIPELINING": "true",
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        words = [str(PLAYBOOK), f"gpuops.k8s.{playbook}", "-i", str(self.inventory), *arguments]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        (self.folder / f"{playbook}.log").write_text(done.stdout + done.stderr)
+        return done
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        done = self._run(CLUSTER, "kubectl", self.name, "--", *arguments, stdin=stdin)
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout
+
+    def objects(self, *arguments: str) -> list[dict[str, Any]]:
+        """``kubectl get ... -o json``; [] while the API server is away."""
+        text = self.kubectl("get", *arguments, "-o", "json", check=False)
+        return json.loads(text)["items"] if text else []
+
+    def offered(self) -> dict[str, int]:
+        """Node -> allocatable GPUs."""
+        nodes = self.objects("nodes")
+        return {n["metadata"]["name"]: int(n["status"].get("allocatable", {}).get(GPU, 0)) for n in nodes}
+
+    def all_offered(self, each: int = 8) -> bool:
+        return self.offered() == dict.fromkeys(self.nodes, each)
+
+    def cordoned(self) -> list[str]:
+        return [n["metadata"]["name"] for n in self.objects("nodes") if n["spec"].get("unschedulable")]
+
+    def inside(self, node: str, script: str, check: bool = True) -> str:
+        """A shell script in a node's container."""
+        done = self._run("docker", "exec", "-i", f"gpuops-{node}", "sh", "-s", stdin=script)
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout
+
+    def api(self, action: str) -> None:
+        done = self._run(CLUSTER, "api", self.name, action)
+        assert done.returncode == 0, done.stderr
+
+    @staticmethod
+    def _run(*words: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, words)], input=stdin, capture_output=True, text=True, check=False)
+
+
+def pod(name: str, gpus: int, script: str = "exec sleep 1000000", node: str | None = None) -> dict[str, Any]:
+    """A pod on the host's network (the test cluster has no other) that prints its GPUs first."""
+    spec: dict[str, Any] = {
+        "hostNetwork": True,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+        "containers": [
+            {
+                "name": "main",
+                "image": "gpuops/workload:1",
+                "imagePullPolicy": "Never",
+                "command": ["sh", "-c", f"ls -d /dev/nvidia[0-9]* | tr '\\n' ' '; {script}"],
+                "resources": {"limits": {GPU: gpus}},
+            }
+        ],
+    }
+    if node:
+        spec["nodeSelector"] = {"kubernetes.io/hostname": node}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}

@@ -1,0 +1,130 @@
+"""What happens to nodes in a year, in minutes: restarts, absences, and a hundred pods through it all."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import time
+
+import pytest
+from lab import GPU, pod, wait_until
+
+pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+KILL_PLUGIN = "kill -9 $(pgrep -f '[g]pu_device_plugin') 2>/dev/null || true"
+SEED = 20261123
+
+
+def start_ids(lab) -> dict[str, str]:
+    """Pod -> id of its container and how often it was restarted: unchanged while nobody touches it."""
+    return {
+        p["metadata"]["name"]: p["status"]["containerStatuses"][0]["containerID"]
+        + f" {p['status']['containerStatuses'][0]['restartCount']}"
+        for p in lab.objects("pods", "-n", "default", "-l", "app=train")
+        if p["status"].get("containerStatuses")
+    }
+
+
+@pytest.fixture
+def clean(lab):
+    yield lab
+    lab.kubectl("delete", "pods", "--all", "-n", "default", "--wait=true", "--timeout=60s", check=False)
+
+
+def test_everything_is_offered_again_after_a_docker_restart(clean):
+    clean.inside(clean.nodes[0], "systemctl restart docker")
+    wait_until(clean.all_offered, "24 GPUs on offer", 180)
+
+
+def test_everything_is_offered_again_after_a_node_has_rebooted(clean):
+    node = clean.nodes[1]
+    subprocess.run(["docker", "restart", "-t", "20", f"gpuops-{node}"], check=True, capture_output=True)
+    wait_until(clean.all_offered, "24 GPUs on offer", 240)
+
+
+def test_nothing_is_lost_while_the_api_server_is_away(clean):
+    manifest = pod("train-0", 2)
+    manifest["metadata"]["labels"] = {"app": "train"}
+    clean.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    clean.kubectl("wait", "--for=condition=Ready", "pod/train-0", "--timeout=120s")
+    before = start_ids(clean)
+    clean.api("stop")
+    try:
+        time.sleep(60)  # the minute that the test is about
+    finally:
+        clean.api("start")
+    wait_until(clean.all_offered, "24 GPUs on offer", 180)
+    assert start_ids(clean) == before and before
+
+
+def test_a_node_that_leaves_and_returns_offers_everything_again(clean):
+    node = clean.nodes[2]
+    subprocess.run(["docker", "pause", f"gpuops-{node}"], check=True, capture_output=True)
+
+    def ready() -> str:
+        form = "jsonpath={.status.conditions[?(@.type=='Ready')].status}"
+        return clean.kubectl("get", "node", node, "-o", form)
+
+    try:
+        wait_until(lambda: ready() == "Unknown", f"{node} is missed", 120)
+    finally:
+        subprocess.run(["docker", "unpause", f"gpuops-{node}"], check=True, capture_output=True)
+    wait_until(lambda: ready() == "True" and clean.all_offered(), "24 GPUs on offer", 180)
+
+
+def test_a_hundred_pods_never_share_a_gpu_while_kubelets_and_plugins_are_killed(clean):
+    chance = random.Random(SEED)
+    script = "cat /proc/uptime; sleep {}; cat /proc/uptime"
+    waiting = [pod(f"p{n}", chance.randint(1, 4), script.format(chance.randint(1, 6))) for n in range(100)]
+    manifests = {p["metadata"]["name"]: p for p in waiting}
+    clean.kubectl(
+        "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": waiting})
+    )
+    logs: dict[str, tuple[str, str]] = {}
+    rejected, kills, next_kill, deadline = 0, 0, time.monotonic() + 5, time.monotonic() + 900
+    while len(logs) < 100:
+        assert time.monotonic() < deadline, f"{len(logs)} of 100 pods have ended"
+        for one in clean.objects("pods", "-n", "default"):
+            name, status = one["metadata"]["name"], one["status"]
+            if name in logs or status.get("phase") not in ("Succeeded", "Failed"):
+                continue
+            if status["phase"] == "Failed":
+                # K13: a kubelet that comes back before its plugin rejects what is not running, for good.
+                assert status.get("reason") in ("UnexpectedAdmissionError", "OutOfnvidia.com/gpu"), status
+                rejected += 1
+                clean.kubectl("delete", "pod", name, "--wait=true", "--timeout=60s")
+                clean.kubectl("apply", "-f", "-", stdin=json.dumps(manifests[name]))
+                continue
+            text = clean.kubectl("logs", name, check=False)
+            if text.count("\n") >= 2:
+                logs[name] = (one["spec"]["nodeName"], text)
+        if time.monotonic() > next_kill and len(logs) < 90:
+            node = chance.choice(clean.nodes)
+            clean.inside(node, chance.choice([KILL_PLUGIN, "systemctl kill -s KILL kubelet"]), check=False)
+            kills += 1
+            next_kill = time.monotonic() + chance.uniform(3, 8)
+        time.sleep(0.5)
+
+    held: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    for name, (node, text) in logs.items():
+        gpus = re.findall(r"/dev/nvidia\d+", text)
+        first, last = (float(line.split()[-2]) for line in text.strip().splitlines())
+        limits = manifests[name]["spec"]["containers"][0]["resources"]["limits"]
+        assert len(gpus) == limits[GPU], f"{name} asked for {limits[GPU]} and saw {gpus}"
+        for gpu in gpus:
+            held.setdefault((node, gpu), []).append((first, last, name))
+    for place, times in held.items():
+        times.sort()
+        for (_, end, one), (begin, _, other) in zip(times, times[1:]):
+            assert begin >= end, f"{place} was held by {one} and {other} at the same time"
+    assert kills >= 3, "nothing was killed, so nothing was shown"
+    wait_until(clean.all_offered, "24 GPUs on offer at the end", 180)
+    full = [pod(f"all-{node}", 8, node=node) for node in clean.nodes]
+    clean.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": full}))
+    names = [f"pod/all-{node}" for node in clean.nodes]
+    clean.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *names)
+    print(
+        f"{kills} kills, {rejected} pods rejected by a kubelet that was back before its plugin, seed {SEED}"
+    )
