@@ -50,6 +50,7 @@ class Plan:
     after: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     run_again: bool = False
+    reload_helps: bool = False  # where a restart is needed: a reload alone brings a part of it
     warnings: tuple[str, ...] = ()
 
     @property

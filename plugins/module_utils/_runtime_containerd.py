@@ -298,8 +298,7 @@ def plan_absent(loaded: Loaded, want: Want, record: dict[str, Any]) -> Plan:
         _summary(ours or effective, want.name),
         _summary(effective, want.name),
         {},
-        False,
-        warnings,
+        warnings=warnings,
     )
 
 

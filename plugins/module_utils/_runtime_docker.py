@@ -11,7 +11,7 @@ then the key goes (``Plan.run_again``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Optional
 
 from . import _json_edit as json_edit
@@ -37,6 +37,7 @@ class Live:
     default: Optional[str] = None
     runtimes: Optional[dict[str, str]] = None  # name -> path
     cdi: Optional[bool] = None
+    restart_stops: int = 0  # containers that run and would not outlive a restart
 
 
 def check_flags(config_path: str, flags: list[Flag], want: Want, adding: bool) -> None:
@@ -134,9 +135,11 @@ def plan_present(path: str, text: Optional[str], want: Want, live: Live, record:
     if edit.changes:
         action = strongest(action, RELOAD if live.default is not None else RESTART)
     action = strongest(action, _live_action(live, want, run_again))
-    return Plan(
-        (edit,), action, _summary(root.value, want.name), _summary(after, want.name), new_record, run_again
+    helps = live.default is not None and (
+        edit.changes or _live_action(live, replace(want, cdi=False), run_again) == RELOAD
     )
+    before = _summary(root.value, want.name)
+    return Plan((edit,), action, before, _summary(after, want.name), new_record, run_again, helps)
 
 
 def plan_absent(path: str, text: Optional[str], want: Want, live: Live, record: dict[str, Any]) -> Plan:
@@ -166,8 +169,9 @@ def plan_absent(path: str, text: Optional[str], want: Want, live: Live, record: 
         action = strongest(action, RELOAD)
     else:
         new_record = {}
+    before = _summary(root.value, want.name)
     return Plan(
-        (edit,), action, _summary(root.value, want.name), _summary(after, want.name), new_record, run_again
+        (edit,), action, before, _summary(after, want.name), new_record, run_again, reload_helps=run_again
     )
 
 

@@ -63,6 +63,7 @@ def docker_live(path: str, running: bool) -> Live:
             name: str((entry or {}).get("path", "")) for name, entry in (answer.get("Runtimes") or {}).items()
         },
         cdi=None if cdi is None else bool(cdi),
+        restart_stops=0 if answer.get("LiveRestoreEnabled") else int(answer.get("ContainersRunning") or 0),
     )
 
 

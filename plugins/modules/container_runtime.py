@@ -155,6 +155,18 @@ after:
   returned: always
   type: dict
   sample: {"default_runtime": "nvidia", "runtime": {"path": "/usr/bin/nvidia-container-runtime"}, "cdi": null}
+reload_helps:
+  description: Whether a reload brings at least a part of the change, when RV(action_needed) is V(restart).
+  returned: always
+  type: bool
+  sample: true
+restart_stops:
+  description:
+    - How many running containers a restart of the engine would stop.
+    - Containers of containerd and CRI-O outlive it, those of docker only with live-restore.
+  returned: always
+  type: int
+  sample: 20
 engine_version:
   description: Version of the engine, empty when it is not known.
   returned: always
@@ -185,6 +197,7 @@ from ansible_collections.gpuops.k8s.plugins.module_utils import (
 from ansible_collections.gpuops.k8s.plugins.module_utils._daemon_flags import daemon_flags
 from ansible_collections.gpuops.k8s.plugins.module_utils._runtime import (
     NONE,
+    RELOAD,
     RESTART,
     FileEdit,
     Plan,
@@ -217,6 +230,7 @@ class Engine:
     plan: Plan
     version: str
     pid: Optional[int]
+    restart_stops: int = 0
     problem: Optional[str] = None  # the engine's own complaint about the planned files
 
 
@@ -243,7 +257,8 @@ def _docker(params: dict[str, Any], record: dict[str, Any]) -> Engine:
                 candidate = os.path.join(scratch, "daemon.json")
                 _write_scratch(candidate, edit.new)
                 problem = _runtime_probe.validate_docker(live.version, candidate)
-    return Engine(path, plan, live.version, pid, problem and f"{path}: dockerd would refuse it: {problem}")
+    complaint = problem and f"{path}: dockerd would refuse it: {problem}"
+    return Engine(path, plan, live.version, pid, live.restart_stops, complaint)
 
 
 def _containerd(params: dict[str, Any], record: dict[str, Any]) -> Engine:
@@ -268,7 +283,7 @@ def _containerd(params: dict[str, Any], record: dict[str, Any]) -> Engine:
             problem = problem.replace(scratch, "") if problem else None
             if dump is not None and adding:
                 problem = _runtime_containerd.check_dump(dump, want)
-    return Engine(path, plan, version, pid, problem and f"{path}: containerd would refuse it: {problem}")
+    return Engine(path, plan, version, pid, 0, problem and f"{path}: containerd would refuse it: {problem}")
 
 
 def _crio(params: dict[str, Any], record: dict[str, Any]) -> Engine:
@@ -289,7 +304,7 @@ def _crio(params: dict[str, Any], record: dict[str, Any]) -> Engine:
             main, directory = _runtime_crio.scratch_copy(files, plan, scratch)
             dump, problem = _runtime_probe.dump_crio(main, directory)
             problem = problem.replace(scratch, "") if dump is None else None
-    return Engine(path, plan, version, pid, problem and f"{dropin}: cri-o would refuse it: {problem}")
+    return Engine(path, plan, version, pid, 0, problem and f"{dropin}: cri-o would refuse it: {problem}")
 
 
 def _write_scratch(path: str, text: str) -> None:
@@ -383,6 +398,8 @@ def _run(module: AnsibleModule) -> dict[str, Any]:
         "changed": plan.changed,
         "action_needed": action,
         "restart_required": action == RESTART,
+        "restart_stops": engine.restart_stops,
+        "reload_helps": plan.reload_helps or action == RELOAD,
         "run_again": plan.run_again,
         "config_path": engine.config_path,
         "files": changed_files,

@@ -284,3 +284,12 @@ def test_flags_that_do_not_collide_are_let_be() -> None:
 def test_cdi_needs_docker_25() -> None:
     with pytest.raises(Refusal, match="needs Docker 25"):
         docker.plan_present(PATH, "{}", Want(cdi=True), docker.Live("20.10.24", "runc", {}), {})
+
+
+def test_a_reload_brings_the_runtime_where_cdi_still_waits_for_a_restart() -> None:
+    want = Want(cdi=True)
+    fresh = docker.plan_present(PATH, "{}", want, docker.Live("26.1", "runc", {}, False), {})
+    assert (fresh.action, fresh.reload_helps) == ("restart", True)
+    live = docker.Live("26.1", "nvidia", {"nvidia": WANT.path}, False)
+    reloaded = docker.plan_present(PATH, text_of(fresh), want, live, fresh.record)
+    assert (reloaded.changed, reloaded.action, reloaded.reload_helps) == (False, "restart", False)

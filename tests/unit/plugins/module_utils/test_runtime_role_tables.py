@@ -165,10 +165,22 @@ def test_what_is_left_to_install(
         ("none", "restart", "none"),
     ],
 )  # fmt: skip
-def test_how_a_change_is_applied(policy: str, needed: str, action: str) -> None:
+def test_how_a_change_is_applied_when_nothing_would_stop(policy: str, needed: str, action: str) -> None:
     templar = role_vars(GOOD, nvidia_docker_apply=policy)
     templar.available_variables["__nvidia_docker_change"] = {"item": "docker", "action_needed": needed}
     assert ask(templar, "_nvidia_docker_action") == action
+
+
+def test_a_restart_that_would_stop_containers_has_to_be_asked_for() -> None:
+    change = {"item": "docker", "action_needed": "restart", "restart_stops": 20}
+    for policy, helps, action in (
+        ("auto", False, "none"),
+        ("auto", True, "reload"),
+        ("restart", True, "restart"),
+    ):
+        templar = role_vars(GOOD, nvidia_docker_apply=policy)
+        templar.available_variables["__nvidia_docker_change"] = {**change, "reload_helps": helps}
+        assert ask(templar, "_nvidia_docker_action") == action
 
 
 def test_links_are_right_only_with_both_files_as_they_are_here() -> None:
