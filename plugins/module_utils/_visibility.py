@@ -67,6 +67,14 @@ def gpu_nodes(pid: int) -> List[str]:
     return [f"/dev/{name}" for name in sorted(found, key=lambda name: int(name[6:]))]
 
 
+def full_name(image: str) -> str:
+    """The name with its registry, which containerd wants and docker leaves out: gpuops/a:1 -> docker.io/gpuops/a:1."""
+    first, slash, _rest = image.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return image
+    return f"docker.io/{image}" if slash else f"docker.io/library/{image}"
+
+
 def pick_image(images: Sequence[str]) -> Optional[str]:
     """The first image that stays alive without a command, by its name."""
     return next((image for image in sorted(images) if _SLEEPERS.search(image)), None)
@@ -162,7 +170,7 @@ class Containerd:
         line += ["--runc-binary", self._binary] if self._binary else []
         for key, value in env.items():
             line += ["--env", f"{key}={value}"]
-        rc, _unused, err = _run([*line, image, NAME, *command], self.timeout)
+        rc, _unused, err = _run([*line, full_name(image), NAME, *command], self.timeout)
         if rc != 0:
             raise EngineError(
                 "request", f"containerd can not start {image}: {err}", "run `ctr run` with it by hand"
