@@ -105,6 +105,18 @@ def test_a_lost_gpu_stays_listed_as_unhealthy(node, machine, start):
     node.kubelet.wait_for(GPU, 7, 1)
 
 
+def test_a_lost_gpu_stays_listed_over_a_restart_of_the_plugin_k19(node, machine, start):
+    node.kubelet.start()
+    first = start()
+    node.kubelet.wait_for(GPU, 8)
+    ids = set(node.kubelet.devices(GPU))
+    first.stop()
+    machine.lose(1)
+    start()
+    node.kubelet.wait_for(GPU, 7, 1)
+    assert set(node.kubelet.devices(GPU)) == ids
+
+
 def test_without_a_driver_it_ends_with_1_and_says_the_next_step(node, machine, start):
     machine.init_fail(9)
     plugin = start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from gpu_device_plugin.health import Event
 from gpu_device_plugin.nvml import NvmlSource
 from gpu_device_plugin.nvml_events import EventMonitor
 from gpu_device_plugin.nvml_library import describe, locate, visible_roots
+from gpu_device_plugin.nvml_memory import Memory
 from gpu_device_plugin.nvml_read import bus_id
 from kit import wait_until
 from testbed_nvml import Machine, standin
@@ -97,6 +99,23 @@ def test_a_gpu_that_is_lost_before_the_first_scan_is_listed_from_proc(machine):
     source.close()
     assert len(snapshot.gpus) == 8
     assert [gpu.index for gpu in snapshot.gpus if gpu.fault] == [2]
+
+
+def test_what_is_remembered_of_gpus_is_of_this_boot_and_survives_nonsense(machine, place):
+    machine.mig(0, "3g.40gb")
+    source = NvmlSource(state_dir=str(place))
+    before = source.scan().gpus
+    source.close()
+    assert Memory(str(place)).load() == before
+    file = place / "gpus.json"
+    text = file.read_text()
+    for broken in ("", "{", "[]", '{"boot_id": 1}', text.replace('"index"', '"idx"')):
+        file.write_text(broken)
+        assert Memory(str(place)).load() == ()
+    content = json.loads(text)
+    file.write_text(json.dumps({**content, "boot_id": "another"}))
+    assert Memory(str(place)).load() == ()
+    assert Memory(None).load() == ()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from .config import CDI_ANNOTATIONS, CDI_CRI, Settings
 from .config_load import ConfigError, load
 from .daemon import dev_root, read_file
 from .devices import Snapshot, SourceError
-from .engine import HEALTH_FILE, boot_id
+from .engine import HEALTH_FILE
+from .files import boot_id
 from .health import load_book
 from .hostdev import HostDeviceSource
 from .nvml import NvmlSource

@@ -74,7 +74,7 @@ class Daemon:
         self._watch: FileWatch | None = None
         self._status: StatusServer | None = None
         self.roots = visible_roots(settings.nvidia_driver_root, settings.container_driver_root)
-        self.nvml = NvmlSource(self.roots, dev_root(settings))
+        self.nvml = NvmlSource(self.roots, dev_root(settings), state_dir=settings.state_dir)
         self.engine = Engine(
             self.loop,
             settings,

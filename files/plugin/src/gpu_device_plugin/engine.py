@@ -7,7 +7,6 @@ Everything it calls for that is pure; what it writes (the health book, the CDI s
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from . import cdi, logs
 from .config import CDI_ANNOTATIONS, CDI_CRI, Settings
 from .counters import Counters
 from .devices import Device, Plan, ResourcePlan, Snapshot
+from .files import boot_id, write_atomically
 from .health import Event, HealthBook, Probe, load_book
 from .loop import Loop, Timer
 from .prefer import Chooser
@@ -59,23 +59,6 @@ class HealthChange:
     before: str | None
     devices: int
     """How many list entries (replicas) it stands for."""
-
-
-def boot_id() -> str:
-    """Of this boot of the machine; what is fatal holds until it changes."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """The whole file or none of it. Raises OSError. No fsync: a crash of the machine makes the boot id another."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 class Engine:

@@ -238,7 +238,9 @@ class KubeletLink:
         service = registration.service
         if service is not None and service.streams:
             self._end(registration)
-            if kubelet == registration.kubelet:  # another kubelet knows nothing of the old stream: no need to wait
+            if (
+                kubelet == registration.kubelet
+            ):  # another kubelet knows nothing of the old stream: no need to wait
                 registration.phase = "draining"
                 self._later(registration, DRAIN_SECONDS)
                 return

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import logs
-from .devices import Gpu, Link, MigSlice, Snapshot, SourceError
+from .devices import Gpu, Link, Snapshot, SourceError
 from .health import Probe
 from .nvml_library import GONE, LOST, NOT_SUPPORTED, Library, describe
+from .nvml_memory import Memory
 from .nvml_read import (
     attempt,
     bound_to_driver,
     bus_id,
     cuda_version,
     links,
-    mig_minors,
-    mig_profile,
+    mig_slices,
     numa_node,
     proc_gpus,
     recovery_action,
@@ -59,14 +59,19 @@ class NvmlSource:
         dev_root: str = "/",
         sysfs: str = "/sys",
         proc: str = "/proc",
+        state_dir: str | None = None,
     ) -> None:
-        """``roots``: driver roots as this process sees them; ``dev_root``: where /dev's parent is seen."""
+        """``roots``: driver roots as this process sees them; ``dev_root``: where /dev's parent is seen;
+        ``state_dir``: where GPUs are remembered over restarts."""
         self.library = Library(roots)
         self.lock = threading.RLock()
         self._dev_root = dev_root.rstrip("/")
         self._sysfs = sysfs
         self._proc = proc
-        self._known: dict[str, _Known] = {}
+        self._memory = Memory(state_dir)
+        self._known: dict[str, _Known] = {
+            gpu.uuid: _Known(gpu=gpu, handle=None, generation=-1, mig=False) for gpu in self._memory.load()
+        }
         self._links: tuple[tuple[str, ...], int, tuple[tuple[Link, ...], ...]] = ((), 0, ())
         self._bound: frozenset[str] = frozenset()
         self._probes: tuple[Probe, ...] = ()
@@ -157,6 +162,7 @@ class NvmlSource:
             self._plan_reopening()
         else:
             self._reopens, self._reopen_at = 0, 0.0
+        self._memory.keep(gpus)
         self._bound = bound_to_driver(self._sysfs)
         gpus = tuple(
             replace(gpu, fault=self.unwatched[gpu.uuid])
@@ -192,7 +198,9 @@ class NvmlSource:
         try:
             enabled = api.nvmlDeviceGetMigMode(handle)[0] == 1
             return replace(
-                gpu, mig_enabled=enabled, slices=self._slices(api, handle, gpu.minor) if enabled else ()
+                gpu,
+                mig_enabled=enabled,
+                slices=mig_slices(api, handle, gpu.minor, self._proc) if enabled else (),
             )
         except api.NVMLError as error:
             return replace(gpu, fault=f"its MIG layout can't be read: {describe(error)}")
@@ -224,37 +232,6 @@ class NvmlSource:
         )
         mig = attempt(api, api.nvmlDeviceGetMigMode, handle) is not None
         return _Known(gpu=gpu, handle=handle, generation=self.library.generation, mig=mig)
-
-    def _slices(self, api: Any, handle: Any, minor: int) -> tuple[MigSlice, ...]:
-        minors = mig_minors(self._proc)
-        slices = []
-        for position in range(api.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            try:
-                device = api.nvmlDeviceGetMigDeviceHandleByIndex(handle, position)
-            except api.NVMLError as error:
-                if error.value == api.NVML_ERROR_NOT_FOUND or error.value in NOT_SUPPORTED:
-                    continue
-                raise
-            gi = int(api.nvmlDeviceGetGpuInstanceId(device))
-            ci = int(api.nvmlDeviceGetComputeInstanceId(device))
-            memory = attempt(api, api.nvmlDeviceGetMemoryInfo, device)
-            paths = [
-                f"/dev/nvidia-caps/nvidia-cap{minors[key]}"
-                for key in (f"gpu{minor}/gi{gi}/access", f"gpu{minor}/gi{gi}/ci{ci}/access")
-                if key in minors
-            ]
-            slices.append(
-                MigSlice(
-                    uuid=api.nvmlDeviceGetUUID(device),
-                    index=position,
-                    profile=mig_profile(api, device),
-                    gpu_instance=gi,
-                    compute_instance=ci,
-                    memory_bytes=int(memory.total) if memory is not None else 0,
-                    capability_paths=tuple(paths),
-                )
-            )
-        return tuple(slices)
 
     def _add_broken(
         self,

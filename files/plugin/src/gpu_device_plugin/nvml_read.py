@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .devices import Gpu, Link, PcieAncestor
-from .nvml_library import GONE
+from .devices import Gpu, Link, MigSlice, PcieAncestor
+from .nvml_library import GONE, NOT_SUPPORTED
 
 _ANCESTORS = {
     0: PcieAncestor.SAME_BOARD,
@@ -84,6 +84,39 @@ def mig_profile(api: Any, device: Any) -> str:
     gigabytes = (int(attributes.memorySizeMB) + 1023) // 1024
     prefix = f"{compute}c." if compute != gpu else ""
     return f"{prefix}{gpu}g.{gigabytes}gb"
+
+
+def mig_slices(api: Any, handle: Any, minor: int, proc: str) -> tuple[MigSlice, ...]:
+    """The MIG devices of one GPU. Raises NVMLError when the layout can not be read."""
+    minors = mig_minors(proc)
+    slices = []
+    for position in range(api.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            device = api.nvmlDeviceGetMigDeviceHandleByIndex(handle, position)
+        except api.NVMLError as error:
+            if error.value == api.NVML_ERROR_NOT_FOUND or error.value in NOT_SUPPORTED:
+                continue
+            raise
+        gi = int(api.nvmlDeviceGetGpuInstanceId(device))
+        ci = int(api.nvmlDeviceGetComputeInstanceId(device))
+        memory = attempt(api, api.nvmlDeviceGetMemoryInfo, device)
+        paths = [
+            f"/dev/nvidia-caps/nvidia-cap{minors[key]}"
+            for key in (f"gpu{minor}/gi{gi}/access", f"gpu{minor}/gi{gi}/ci{ci}/access")
+            if key in minors
+        ]
+        slices.append(
+            MigSlice(
+                uuid=api.nvmlDeviceGetUUID(device),
+                index=position,
+                profile=mig_profile(api, device),
+                gpu_instance=gi,
+                compute_instance=ci,
+                memory_bytes=int(memory.total) if memory is not None else 0,
+                capability_paths=tuple(paths),
+            )
+        )
+    return tuple(slices)
 
 
 def nvlink_ends(api: Any, handle: Any, by_bus: dict[str, int]) -> list[int]:
