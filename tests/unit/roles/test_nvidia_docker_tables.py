@@ -15,8 +15,7 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
-pytest.importorskip("ansible.template")
-ROLE = Path(__file__).resolve().parents[4] / "roles/nvidia_docker"
+ROLE = Path(__file__).resolve().parents[3] / "roles/nvidia_docker"
 if hasattr(__import__("ansible.template", fromlist=["trust_as_template"]), "trust_as_template"):
     from ansible.template import trust_as_template
 else:  # pragma: no cover - ansible-core 2.18
