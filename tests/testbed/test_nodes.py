@@ -189,6 +189,19 @@ def test_a_reload_keeps_the_training_container(node: dict):
     assert inside("docker inspect -f '{{.State.Pid}}' training") == pid
 
 
+def test_a_restarted_node_has_its_gpus_again_and_another_boot_id(node: dict):
+    before = inside("cat /proc/sys/kernel/random/boot_id")
+    kept = uuids()
+    subprocess.run(["docker", "restart", node["container"]], capture_output=True, check=True)
+    until("systemd", lambda: inside("systemctl is-system-running", check=False) == "running", 60)
+    after = inside("cat /proc/sys/kernel/random/boot_id")
+    assert after != before
+    assert uuids() == kept
+    # The engine's containers see the node's, not the machine's.
+    assert inside("docker run --rm gpuops/workload:1 cat /proc/sys/kernel/random/boot_id") == after
+    assert inside("journalctl -b -u ssh -q | head -1") != ""
+
+
 def test_nothing_leaves_the_node(node: dict):
     assert "default" not in inside("ip route")
     assert inside("curl -s -m 3 http://169.254.169.254/; echo $?").endswith("7")

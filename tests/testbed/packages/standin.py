@@ -209,8 +209,8 @@ def show_kernel(spec, bundle):
     """A container has its own /proc and /sys; the kernel's view of the (pretended) hardware shows in each."""
     root = os.path.join(bundle, spec.get("root", {}).get("path", "rootfs"))
     hooks = spec.setdefault("hooks", {}).setdefault("createContainer", [])
-    for path in ("/proc/driver", "/sys/bus/pci/devices"):
-        if os.path.isdir(path):
+    for path in ("/proc/driver", "/sys/bus/pci/devices", "/proc/sys/kernel/random/boot_id"):
+        if os.path.exists(path):
             hooks.append({"path": "/bin/mount", "args": ["mount", "--bind", "-o", "ro", path, root + path]})
 
 
