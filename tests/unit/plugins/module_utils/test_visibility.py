@@ -1,3 +1,14 @@
+# Copyright (c) 2026, The gpuops developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the visibility check tells the engines."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.gpuops.k8s.plugins.module_utils import _visibility
+
+
 @pytest.mark.parametrize(
     ("short", "full"),
     [
