@@ -25,6 +25,11 @@ SERVER = (
     "s = grpc.server(futures.ThreadPoolExecutor(1)); s.add_insecure_port('unix://{0}'); s.start(); time.sleep(600)"
 )
 DEFAULT_RUNTIME = 'sed -i \'s/"default-runtime": *"{0}"/"default-runtime": "{1}"/\' /etc/docker/daemon.json; systemctl reload docker'
+# After mending: the kubelet is well and the plugin offers everything again.
+SETTLED = (
+    "timeout 60 sh -c 'until curl -sf 127.0.0.1:10248/healthz && "
+    'gpu-device-plugin status | grep -q "^nvidia.com/gpu *8 *8 .*registered"; do sleep 0.2; done\''
+)
 
 
 @dataclass(frozen=True)
@@ -198,8 +203,9 @@ def break_node(node: str, one: Sabotage) -> None:
 
 
 def mend_node(node: str, one: Sabotage) -> None:
-    """Puts it back."""
+    """Puts it back, and waits until the node is well again."""
     act(node, one.mends, one.gpu_mends)
+    act(node, SETTLED, ())
 
 
 def main() -> int:
