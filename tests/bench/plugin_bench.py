@@ -98,7 +98,6 @@ def setup(
                 yield own, machine, process
             finally:
                 process.close()
-                shutil.rmtree(process.base, ignore_errors=True)
     finally:
         own.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,9 +136,10 @@ class PluginProcess:
         return "\n".join(self.log.read_text().splitlines()[-lines:]) if self.log.exists() else ""
 
     def close(self) -> None:
-        """End it, whatever its state."""
+        """End it, whatever its state, and forget its directories."""
         if self.alive():
             self.kill()
+        shutil.rmtree(self.base, ignore_errors=True)
 
     def __enter__(self) -> PluginProcess:
         return self.start()

@@ -51,6 +51,7 @@ class Shared:
         if self.process is not None:
             if self.process.alive():
                 self.process.stop()
+            self.process.close()
             self.process = None
             wait_until(lambda: not stream_up(node, 8), what="the stream of the old process to end")
 

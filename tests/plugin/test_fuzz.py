@@ -84,7 +84,6 @@ def target() -> Iterator[Target]:
     ):
         node.kubelet.wait_for(GPU, healthy=8, seconds=30)
         yield Target(node, plugin)
-        shutil.rmtree(plugin.base, ignore_errors=True)
     node.close()
 
 

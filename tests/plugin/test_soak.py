@@ -273,7 +273,6 @@ def world() -> Iterator[World]:
             yield World(node, machine, plugin)
         finally:
             plugin.close()
-            shutil.rmtree(plugin.base, ignore_errors=True)
             node.close()
 
 
