@@ -94,3 +94,16 @@ def test_the_same_tree_packs_to_the_same_bytes(place):
 def test_an_offline_folder_without_the_wheels_is_an_error_that_names_it(place):
     with pytest.raises(bundle.BundleError, match=str(place)):
         bundle.fetch("3.11", "x86_64", place / "to", offline=place)
+
+
+def test_metrics_bring_no_tls_and_the_api_server_still_gets_it():
+    code = (
+        "import sys; from gpu_device_plugin import metrics; assert not {'ssl', '_ssl', '_hashlib'} & set(sys.modules);"
+        "from gpu_device_plugin import apiserver; import ssl, urllib.request, hashlib, http.client;"
+        "assert ssl.create_default_context() and http.client.HTTPSConnection('localhost');"
+        "assert urllib.request.HTTPSHandler(context=ssl.create_default_context()); hashlib.new('sha256');"
+        "assert metrics.generate_latest(metrics.CollectorRegistry()) == b''"
+    )
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PLUGIN / "src")}, check=True)
+    code = "from gpu_device_plugin import apiserver, metrics; import ssl; assert ssl.create_default_context()"
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(PLUGIN / "src")}, check=True)

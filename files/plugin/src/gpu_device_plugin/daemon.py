@@ -245,9 +245,13 @@ class Daemon:
             return False, self.engine.plan.errors[0]
         if self.link is None:
             return False, "not started"
-        for registration in self.link.registrations.values():
+        registrations = self.link.registrations
+        for name in list(self.state.world.offers):
+            registration = registrations.get(name)
+            if registration is None:
+                return False, f"{name}: not registered yet"
             if registration.phase != "listed":
-                return False, f"{registration.resource}: {registration.problem or registration.phase}"
+                return False, f"{name}: {registration.problem or registration.phase}"
         return True, ""
 
     # Settings

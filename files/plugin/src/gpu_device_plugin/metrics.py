@@ -7,16 +7,20 @@ costs the scrape those lines and nothing else.
 
 from __future__ import annotations
 
-import http.server
 import socket
-import socketserver
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from .lean import without_tls
+
+with without_tls():
+    import http.server
+    import socketserver
+
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from . import __version__, logs
 from .devices import Device

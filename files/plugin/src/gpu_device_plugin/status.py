@@ -232,6 +232,14 @@ def text(answer: Mapping[str, Any]) -> str:
             device["gpu"] == gpu["uuid"] for resource in answer["resources"] for device in resource["devices"]
         ):
             lines.append(f"{gpu['index']}: {gpu['name']} {gpu['uuid']} is not offered")
+    sick = {
+        device["index"]: device["reason"]
+        for resource in answer["resources"]
+        for device in resource["devices"]
+        if not device["healthy"]
+    }
+    if sick:
+        lines += ["", "unhealthy:", *(f"  {index}: {reason}" for index, reason in sick.items())]
     if answer["problems"]:
         lines += ["", "problems:", *(f"  {problem}" for problem in answer["problems"])]
     if not answer["holders_known"]:
@@ -252,7 +260,7 @@ def _device_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
             holders = dict.fromkeys(
                 f"{one['holder']['namespace']}/{one['holder']['pod']}" for one in group if one["holder"]
             )
-            health = "Healthy" if first["healthy"] else f"Unhealthy: {first['reason']}"
+            health = "Healthy" if first["healthy"] else "Unhealthy"
             rows.append(
                 (
                     first["index"],
