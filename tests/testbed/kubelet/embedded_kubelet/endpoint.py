@@ -34,6 +34,11 @@ class Endpoint:
         self._channel: grpc.Channel | None = None
         self._stream: Any = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether it was dialled and not closed since."""
+        return self._channel is not None
+
     def connect(self, seconds: float) -> None:
         """Dial until it answers. Raises DialError after ``seconds``."""
         channel = grpc.insecure_channel(f"unix:{self.socket}", options=CHANNEL_OPTIONS)

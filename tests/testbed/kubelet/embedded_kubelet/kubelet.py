@@ -334,6 +334,8 @@ class EmbeddedKubelet:
             if self.faults.hang_register:
                 self._status_stop.wait(self.faults.hang_register)
             error = manager.register(request)
+            if self.faults.answer_delay:
+                self._status_stop.wait(self.faults.answer_delay)
             if error:
                 context.abort(grpc.StatusCode.UNKNOWN, error)
             return deviceplugin.Empty()

@@ -269,7 +269,8 @@ class DeviceManager:
 
     def _disconnect(self, endpoint: Endpoint) -> None:
         resource = endpoint.resource
-        endpoint.stop()
+        if endpoint.connected:  # one that is being dialled has nothing to close yet, and comes through
+            endpoint.stop()
         with self._lock:
             if self.clients.get(resource) is endpoint:
                 del self.clients[resource]

@@ -50,6 +50,8 @@ class Faults:
     """Register fails with this text (UNKNOWN)."""
     hang_register: float = 0.0
     """Seconds before Register is looked at."""
+    answer_delay: float = 0.0
+    """Seconds from the end of a registration to its answer: by then the stream may have come and gone."""
     dial_delay: float = 0.0
     """Seconds before the plugin is dialled."""
     never_dial: bool = False
