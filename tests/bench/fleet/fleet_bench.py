@@ -99,7 +99,7 @@ def play(inventory: Path, nodes: list[str], forks: int, run: str, collections: s
     wall, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     recap = re.findall(r"ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", log.read_text())
     if code:
-        print(f"fleet_bench: exit code {code}, see {log}", file=sys.stderr)
+        sys.exit(f"fleet_bench: exit code {code}, see {log}")
     return Row(
         nodes=len(nodes),
         forks=forks,
