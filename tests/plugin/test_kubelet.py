@@ -7,10 +7,15 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import grpc
 import pytest
 from gpu_device_plugin import kubelet as module
+from gpu_device_plugin import rpc
+from gpu_device_plugin.api import DEVICE_PLUGIN, REGISTRATION
+from gpu_device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from gpu_device_plugin.plugindir import dead_mount
 from gpu_device_plugin.registration import accepts, identity, socket_name
 from kit import GPU, LinkUnderTest, Node, devices, wait_until
@@ -89,6 +94,55 @@ def test_a_stream_that_the_kubelet_drops_is_noticed_k7(node, link):
     node.kubelet.faults.drop_streams_after = 0
     node.kubelet.wait_for(GPU, 8)
     wait_until(lambda: listed(link))
+
+
+def test_a_kubelet_that_drops_every_stream_is_not_flooded_with_registrations(node, link):
+    node.kubelet.start()
+    node.kubelet.faults.drop_streams_after = 1
+    link.offer(gpu=devices(8))
+    wait_until(lambda: link.counters.streams_closed.value(GPU) >= 3, 5)
+    before = link.counters.registrations.value(GPU, "accepted")
+    time.sleep(1)
+    assert link.counters.registrations.value(GPU, "accepted") - before <= 5
+
+
+def test_a_stream_that_comes_and_goes_while_register_is_under_way_is_no_registration_k7(node, link):
+    """The kubelet's answer to Register may be slower than its stream's whole life."""
+    calls: list[str] = []
+
+    def register(request, _context):
+        calls.append(request.endpoint)
+        channel = rpc.channel(str(node.plugin_dir / request.endpoint))
+        stream = channel.unary_stream(f"/{DEVICE_PLUGIN}/ListAndWatch")(b"")
+        next(stream)
+        stream.cancel()
+        wait_until(lambda: link.counters.streams_closed.value(GPU) == len(calls))
+        return pb.Empty()
+
+    method = grpc.unary_unary_rpc_method_handler(
+        register, pb.RegisterRequest.FromString, pb.Empty.SerializeToString
+    )
+    kubelet = grpc.server(ThreadPoolExecutor(2))
+    kubelet.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(REGISTRATION, {"Register": method}),)
+    )
+    kubelet.add_insecure_port(f"unix:{node.plugin_dir}/kubelet.sock")
+    kubelet.start()
+    link.offer(gpu=devices(8))
+    wait_until(lambda: len(calls) >= 2, 5, "a second registration")
+    assert not link.link.all_listed()
+    kubelet.stop(0)
+
+
+def test_a_listed_resource_without_a_stream_is_found_by_the_poll_k10(node, link):
+    node.kubelet.start()
+    link.offer(gpu=devices(8))
+    wait_until(lambda: listed(link))
+    before = link.counters.registrations.value(GPU, "accepted")
+    link.link._stream_closed = lambda service: None  # the event is missed
+    node.kubelet.faults.drop_streams_after = 1
+    link.offer(gpu=devices(8, sick=[1]))
+    wait_until(lambda: link.counters.registrations.value(GPU, "accepted") > before, 6)
 
 
 def test_a_directory_made_anew_is_watched_again_k11(node, link):

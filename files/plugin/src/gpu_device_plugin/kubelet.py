@@ -39,6 +39,8 @@ SETTLE_SECONDS = 0.02
 DRAIN_SECONDS = 0.1
 """After ending a stream that the kubelet still held: it must have dropped the old endpoint before the new one
 comes, or it drops the new one (K6)."""
+SHORT_SECONDS = 1.0
+"""A stream that ends sooner after its registration, again and again, is asked for less and less often: up to 5 s."""
 POLL_SECONDS = 2.0
 FRESH_SECONDS = 2.0
 """How long after kubelet.sock was made a refused dial is tried again at once: bind comes before listen."""
@@ -157,12 +159,12 @@ class KubeletLink:
             return
         for registration in list(self._registrations.values()):
             service = registration.service
-            if (
-                registration.phase in ("registering", "waiting", "listed")
-                and service is not None
-                and not service.intact()
-            ):
+            if registration.phase in ("down", "draining") or service is None:
+                continue
+            if not service.intact():
                 self._fallen(registration, "own socket gone")
+            elif registration.phase == "listed" and not service.streams:
+                self._fallen(registration, "the stream ended")
         if not self._registry:
             self._kubelet_came()
 
@@ -196,7 +198,9 @@ class KubeletLink:
         log.info("registration fell", resource=registration.resource, why=why)
         if was_listed:
             registration.attempts = 0
-        self._later(registration, SETTLE_SECONDS)
+        short = why.startswith("the stream") and time.monotonic() - registration.began < SHORT_SECONDS
+        registration.short_lives = registration.short_lives + 1 if short else 0
+        self._later(registration, SETTLE_SECONDS * 2 ** min(max(registration.short_lives - 1, 0), 8))
         self._changed()
 
     # The cycle
@@ -317,10 +321,14 @@ class KubeletLink:
         self._counters.registrations.add(registration.resource, "accepted")
         registration.accepted = True
         registration.registered_at = time.time()
-        if registration.got_list:
+        service = registration.service
+        if registration.got_list and service is not None and service.streams:
             self._stands(registration)
             return
         registration.phase = "waiting"
+        if registration.got_list:  # it came and went while Register was under way
+            self._fallen(registration, "the stream ended while registering")
+            return
         registration.problem = "registered; the kubelet has not asked for the list yet"
         seconds = FIRST_LIST_SECONDS[min(registration.attempts, len(FIRST_LIST_SECONDS) - 1)]
         registration.later(self._loop.after(seconds, lambda: self._never_asked(registration)))

@@ -58,6 +58,8 @@ class Registration:
         """``down``, ``draining``, ``registering``, ``waiting`` (for the first list), ``listed``."""
         self.problem = "not registered yet"
         self.attempts = 0
+        self.short_lives = 0
+        """Streams in a row that ended right after they began."""
         self.epoch = 0
         """Rises with each try, so that answers to an older one are known."""
         self.kubelet: Identity | None = None
