@@ -224,6 +224,20 @@ def test_k07_a_stream_that_the_kubelet_ends_is_answered_by_a_registration(
         assert node.kubelet_sock.stat().st_ino == inode, "no socket changed"
 
 
+def test_k07_a_stream_that_ends_before_register_is_answered_is_noticed_too(
+    node: Node, alone: Machine
+) -> None:
+    if not isinstance(node, EmbeddedNode) or not node.behaviour.dials_inside_register:
+        pytest.skip("only a kubelet that dials inside Register, and that does as it is told")
+    faults = node.kubelet.faults
+    faults.answer_delay, faults.drop_streams_after = 0.5, 1
+    ended = len(node.kubelet.journal.of("stream-ended", GPU))
+    with PluginProcess(node.plugin_dir, node.root_dir, alone) as process:
+        wait_until(lambda: len(node.kubelet.journal.of("stream-ended", GPU)) > ended)
+        faults.answer_delay, faults.drop_streams_after = 0.0, 0
+        wait_healthy(node, 8, process)
+
+
 # -- restart -----------------------------------------------------------------------------------------------------
 
 
