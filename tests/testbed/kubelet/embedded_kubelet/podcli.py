@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if shutil.which("docker") is None:
+        raise AdminError(
+            "no docker here: the embedded kubelet starts containers through docker alone; "
+            "a node with containerd wants a real kubelet (testbed up --kubelet real)"
+        )
     limits = {options.resource: options.gpus} if options.gpus else {}
     pod = call(
         options.root_dir,
@@ -76,25 +82,30 @@ def _run(options: argparse.Namespace) -> int:
         image=options.image,
         command=options.command,
     )
+    name = pod["name"]
     docker = ["docker", "run", *(["--detach"] if options.detach else []), *pod["arguments"]]
     if not options.detach and sys.stdin.isatty():
         docker.append("--interactive")
-    completed = subprocess.run(
-        [*docker, options.image, *options.command],
-        check=False,
-        stdout=subprocess.DEVNULL if options.detach else None,
-    )
-    if options.detach and completed.returncode == 0:
-        print(pod["name"])
-        return 0
-    call(options.root_dir, "finished", name=pod["name"], status=completed.returncode)
-    call(options.root_dir, "remove", name=pod["name"])
-    if completed.returncode >= 125 and not options.quiet:
+    status = 125
+    try:
+        status = subprocess.run(
+            [*docker, options.image, *options.command],
+            check=False,
+            stdout=subprocess.DEVNULL if options.detach else None,
+        ).returncode
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        if status != 0 or not options.detach:
+            call(options.root_dir, "finished", name=name, status=status)
+            call(options.root_dir, "remove", name=name)
+    if options.detach and status == 0:
+        print(name)
+    elif status in (125, 126, 127) and not options.quiet:
         print(
-            f"kubelet-pod: the engine did not start pod {pod['name']} (docker's message is above)",
-            file=sys.stderr,
+            f"kubelet-pod: the engine did not start pod {name} (docker's message is above)", file=sys.stderr
         )
-    return completed.returncode
+    return status
 
 
 def _ls(options: argparse.Namespace) -> int:
