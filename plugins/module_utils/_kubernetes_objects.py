@@ -19,6 +19,8 @@ _SERVER_ANNOTATIONS = (
     "deployment.kubernetes.io/revision",
     "kubectl.kubernetes.io/last-applied-configuration",
 )
+# Fields whose values are quantities by name: containers, claims, resource quotas.
+_QUANTITIES = ("limits", "requests", "hard")
 # Reasons for which a container waits in the ordinary course of things.
 _HARMLESS_WAITS = ("ContainerCreating", "PodInitializing")
 
@@ -106,7 +108,27 @@ def _check_one(document: Any, where: str) -> Iterator[Object]:
     metadata = document.get("metadata")
     if not isinstance(metadata, Mapping) or not metadata.get("name"):
         raise ValueError(f"{where} ({kind}) has no metadata.name; generateName can't be applied twice")
-    yield dict(document)
+    yield with_text_quantities(document)
+
+
+def with_text_quantities(value: Any) -> Any:
+    """A copy with quantities as text: ``nvidia.com/gpu: 1`` becomes ``"1"``.
+
+    Server-side apply of API servers before 1.22 refuses numbers there ("expected string, got 1"), which every
+    other way of creating objects takes.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: {key: str(one) if _is_number(one) else one for key, one in inner.items()}
+            if name in _QUANTITIES and isinstance(inner, Mapping)
+            else with_text_quantities(inner)
+            for name, inner in value.items()
+        }
+    return [with_text_quantities(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def decode(text: str) -> list[Object]:

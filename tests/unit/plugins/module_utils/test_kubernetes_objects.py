@@ -51,6 +51,19 @@ class TestCheck:
             objects.check([manifest(), manifest(data={"other": "text"})])
 
 
+class TestQuantities:
+    def test_numbers_become_text_where_the_api_wants_quantities_and_nowhere_else(self):
+        resources = {"limits": {"nvidia.com/gpu": 2, "memory": "1Gi"}, "requests": {"cpu": 0.5}}
+        spec = {"replicas": 3, "containers": [{"name": "a", "resources": resources, "ports": [{"port": 80}]}]}
+        found = objects.check([manifest("Pod", spec=spec)])[0]["spec"]
+        assert found["containers"][0]["resources"] == {
+            "limits": {"nvidia.com/gpu": "2", "memory": "1Gi"},
+            "requests": {"cpu": "0.5"},
+        }
+        assert found["replicas"] == 3 and found["containers"][0]["ports"] == [{"port": 80}]
+        assert resources["limits"]["nvidia.com/gpu"] == 2, "what the caller gave is left alone"
+
+
 class TestKeys:
     def test_the_version_of_the_api_does_not_make_another_object(self):
         old, new = (
