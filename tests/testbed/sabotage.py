@@ -81,8 +81,8 @@ ALL = (
     Sabotage("plugin_stopped", "plugin", "systemctl stop gpu-device-plugin", RESTART_PLUGIN, says="no plugin has a socket"),
     Sabotage(
         "plugin_socket_deleted", "plugin",
-        # Stopped, since a running plugin makes its socket anew at once.
-        f"kill -STOP {PLUGIN}; rm {DIR}/gpuops-*.sock", f"kill -CONT {PLUGIN}; {RESTART_PLUGIN}", says="checkpoint still names",
+        # Stopped, since a running plugin makes its socket anew at once; and systemd's watchdog would help it.
+        f"systemctl service-watchdogs no; kill -STOP {PLUGIN}; rm {DIR}/gpuops-*.sock", f"systemctl service-watchdogs yes; kill -CONT {PLUGIN}; {RESTART_PLUGIN}", says="checkpoint still names",
     ),
     Sabotage(
         "gate_off_on_a_used_node", "gate",
@@ -124,7 +124,11 @@ ALL = (
         "cp /proc/driver/nvidia/version /root/version; sed -i 's/[0-9][0-9][0-9]\\.[0-9.]*/999.1.2/' /proc/driver/nvidia/version",
         "cp /root/version /proc/driver/nvidia/version", says="999.1.2",
     ),
-    Sabotage("plugin_hangs", "plugin", f"kill -STOP {PLUGIN}", f"kill -CONT {PLUGIN}; {RESTART_PLUGIN}", says="hangs"),
+    Sabotage(
+        "plugin_hangs", "plugin",
+        f"systemctl service-watchdogs no; kill -STOP {PLUGIN}",
+        f"systemctl service-watchdogs yes; kill -CONT {PLUGIN}; {RESTART_PLUGIN}", says="hangs",
+    ),
     Sabotage(
         "plugin_killed_and_not_restarted", "plugin",
         f"systemctl mask --runtime --quiet gpu-device-plugin; kill -KILL {PLUGIN}; sleep 0.5; systemctl stop gpu-device-plugin",
