@@ -235,7 +235,7 @@ class Daemon:
         elif call.code != "OK":
             log.error("call failed", resource=call.resource, method=call.method, problem=call.text)
 
-    def readiness(self) -> tuple[bool, str]:
+    def readiness(self) -> tuple[bool, str]:  # noqa: PLR0911 - each return is another reason
         """Whether every resource is registered and listed and nothing is wrong with the settings, and if not, why."""
         if not self.engine.scanned:
             return False, "the devices have not been looked at yet"
