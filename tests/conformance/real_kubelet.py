@@ -6,14 +6,17 @@ cache. It touches no cgroup, no iptables, and no address but 127.0.0.1; its /var
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,6 @@ from fake_plugin import wait_until
 from kubelet_nodes import Node, PodOutcome
 
 CACHE = Path(os.environ.get("GPUOPS_CACHE", Path.home() / ".cache/gpuops"))
-PORTS = {"port": 21250, "read_only": 21255, "healthz": 21248}
-"""On 127.0.0.1; apart from the kubelet's own, which a node of the test bed may have."""
 DEFAULT_ROOT = Path("/var/lib/kubelet")
 
 
@@ -34,6 +35,17 @@ def binary() -> Path | None:
         if os.access(directory / "kubelet", os.X_OK):
             return directory / "kubelet"
     return None
+
+
+def free_ports(names: Sequence[str]) -> dict[str, int]:
+    """Ports on 127.0.0.1 that nobody has: several suites may run beside each other, and a node has the usual ones."""
+    with contextlib.ExitStack() as stack:
+        ports = {}
+        for name in names:
+            server = stack.enter_context(socket.socket())
+            server.bind(("127.0.0.1", 0))
+            ports[name] = server.getsockname()[1]
+    return ports
 
 
 def why_not() -> str:
@@ -64,6 +76,7 @@ class RealNode(Node):
         self._static.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0
+        self._ports = free_ports(("port", "read_only", "healthz"))
         self._names: dict[str, str] = {}
         """A case's name for a pod -> the pod's own: no two pods ever share one, however slowly the first goes."""
         self.log = self.base / "kubelet.log"
@@ -79,9 +92,9 @@ class RealNode(Node):
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "address": "127.0.0.1",
-            "port": PORTS["port"],
-            "readOnlyPort": PORTS["read_only"],
-            "healthzPort": PORTS["healthz"],
+            "port": self._ports["port"],
+            "readOnlyPort": self._ports["read_only"],
+            "healthzPort": self._ports["healthz"],
             "staticPodPath": str(self._static),
             "fileCheckFrequency": "1s",
             "syncFrequency": "1s",
@@ -127,7 +140,11 @@ class RealNode(Node):
             30,
         )
         if not self.alive():
-            raise RuntimeError(f"the kubelet ended: {self.log.read_text()[-2000:]}")
+            lines = self.log.read_text().splitlines()
+            fatal = [
+                line for line in lines if re.match(r"F\d{4} |panic|fatal error|E\d{4} .*command failed", line)
+            ]
+            raise RuntimeError(f"the kubelet ended: {fatal[-1] if fatal else lines[-5:]}")
 
     def healthy(self, resource: str) -> set[str] | None:
         """The checkpoint keeps the ids of before a restart until something is written: those don't count."""
@@ -248,11 +265,10 @@ class RealNode(Node):
         )
         return int(found[1]) if found else 0
 
-    @staticmethod
-    def _get(port: str, path: str) -> str | None:
+    def _get(self, port: str, path: str) -> str | None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{PORTS[port]}{path}", timeout=5) as response:
+            with opener.open(f"http://127.0.0.1:{self._ports[port]}{path}", timeout=5) as response:
                 return str(response.read().decode())
         except OSError:
             return None

@@ -19,11 +19,10 @@ import yaml
 from embedded_kubelet.configuration import FatalError, check_gates, read_flags, read_gates, read_run, seconds
 from embedded_kubelet.version import behaviour, parse
 from fake_plugin import FakePlugin, wait_until
-from real_kubelet import binary, why_not
+from real_kubelet import binary, free_ports, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = f"{ROOT / 'tests/testbed/kubelet'}:{ROOT / 'files/plugin/src'}"
-HEALTHZ = 21348
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,8 +43,9 @@ class Program:
     def __init__(self, base: Path, version: str, config: dict[str, Any] | None = None) -> None:
         self.root = base
         self.plugin_dir = base / "device-plugins"
+        self.healthz_port = free_ports(["healthz"])["healthz"]
         file = base / "config.yaml"
-        settings = {"nodeStatusUpdateFrequency": "100ms", "healthzPort": HEALTHZ, **(config or {})}
+        settings = {"nodeStatusUpdateFrequency": "100ms", "healthzPort": self.healthz_port, **(config or {})}
         file.write_text(
             yaml.safe_dump(
                 {"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration", **settings}
@@ -69,28 +69,27 @@ class Program:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, env=self._environment, stderr=subprocess.DEVNULL)
-        wait_until(lambda: healthz() == "ok", 20, "healthz")
+        wait_until(lambda: self.healthz() == "ok", 20, "healthz")
 
     def end(self, *, kill: bool = False) -> int:
         assert self.process is not None
         (self.process.kill if kill else self.process.terminate)()
         return self.process.wait(10)
 
+    def healthz(self) -> str | None:
+        """What it says on its port."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://127.0.0.1:{self.healthz_port}/healthz", timeout=2) as response:
+                return str(response.read().decode())
+        except OSError:
+            return None
+
     def pod(self, *words: str) -> subprocess.CompletedProcess[str]:
         return run("pod", "--root-dir", str(self.root), *words)
 
     def node(self) -> dict[str, dict[str, int]]:
         return dict(json.loads(self.pod("node").stdout))
-
-
-def healthz() -> str | None:
-    """What it says on its port."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://127.0.0.1:{HEALTHZ}/healthz", timeout=2) as response:
-            return str(response.read().decode())
-    except OSError:
-        return None
 
 
 @pytest.fixture
@@ -258,7 +257,7 @@ def test_versions_that_are_none() -> None:
 
 
 def test_it_serves_publishes_and_stops_leaving_its_socket_dead(program: Program) -> None:
-    assert healthz() == "ok"
+    assert program.healthz() == "ok"
     with FakePlugin(program.plugin_dir, "nvidia.com/gpu", ["a", "b", "c"]).come() as plugin:
         wait_until(lambda: program.node()["allocatable"].get("nvidia.com/gpu") == 3)
         plugin.set({"a": "Healthy", "b": "Unhealthy", "c": "Healthy"})
