@@ -146,8 +146,10 @@ def uptime_ticks() -> int:
 
 
 def started_before(pid: Optional[int], written: Optional[dict[str, Any]]) -> bool:
-    """True when the process runs since before ``written`` ({"boot", "ticks"}): it can't have read what was written."""
-    if pid is None or not written or written.get("boot") != boot_id():
+    """True when no process has read what was written: it runs since before it ({"boot", "ticks"}), or not at all."""
+    if not written or written.get("boot") != boot_id():
         return False
+    if pid is None:
+        return True
     started = start_ticks(pid)
     return started is not None and started <= int(written.get("ticks", 0))

@@ -373,8 +373,9 @@ def _run(module: AnsibleModule) -> dict[str, Any]:
     if written and written.get("ticks") is None:
         written = {**written, "ticks": _runtime_probe.uptime_ticks()}
     asked = params["engine"] == "docker" and engine.pid is not None
-    if not asked and not plan.changed and _runtime_probe.started_before(engine.pid, written):
-        action = strongest(action, (written or {}).get("action", NONE))
+    if written and not asked and not plan.changed and _runtime_probe.started_before(engine.pid, written):
+        # An engine that is down since then may be down because of what was written: it needs a start in any case.
+        action = strongest(action, RESTART if engine.pid is None else written.get("action", NONE))
     backups = (written or {}).get("backups", []) if action != NONE else []
     new = dict(plan.record)
     if not module.check_mode:

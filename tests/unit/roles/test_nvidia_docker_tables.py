@@ -161,7 +161,7 @@ def test_what_is_left_to_install(
     [
         ("auto", "reload", "reload"), ("auto", "restart", "restart"), ("reload", "reload", "reload"),
         ("reload", "restart", "none"), ("restart", "reload", "restart"), ("none", "reload", "none"),
-        ("none", "restart", "none"),
+        ("none", "restart", "none"), ("restart", "none", "none"), ("auto", "none", "none"),
     ],
 )  # fmt: skip
 def test_how_a_change_is_applied_when_nothing_would_stop(policy: str, needed: str, action: str) -> None:
