@@ -137,7 +137,12 @@ class World:
         self.begin()
 
     def begin(self) -> None:
-        """A new life of the process."""
+        """A new life of the process, once the kubelet has seen the end of the old one."""
+        manager = self.node.kubelet.manager
+        assert manager is not None
+        self.node.kubelet.journal.wait(
+            lambda: GPU not in manager.endpoints or manager.endpoints[GPU].stop_time is not None, SECONDS
+        )
         self.plugin.start()
         self.unseen = set(self.lost)
         self.base = None
