@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,14 @@ def bare_lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(bare_lab):
-    """Three provisioned nodes, 8 GPUs each."""
+def lab(request, tmp_path_factory):
+    """Three provisioned nodes, 8 GPUs each. GPUOPS_LAB=NAME takes a cluster that is up and provisioned, as it is."""
+    running = os.environ.get("GPUOPS_LAB")
+    if running:
+        found = Lab(running, tmp_path_factory.mktemp("lab"))
+        found.expected = found.offered()
+        return found
+    bare_lab = request.getfixturevalue("bare_lab")
     done = bare_lab.play("provision")
     assert done.returncode == 0, done.stdout[-4000:]
     wait_until(bare_lab.all_offered, "24 GPUs on offer")

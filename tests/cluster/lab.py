@@ -36,6 +36,7 @@ class Lab:
         self.name, self.folder = name, folder
         self.nodes = [f"{name}-{letter}" for letter in "abc"]
         self.inventory = folder / "inventory.yml"
+        self.expected = dict.fromkeys(self.nodes, 8)
 
     def up(self) -> None:
         self._run(CLUSTER, "down", self.name)
@@ -87,8 +88,8 @@ class Lab:
         nodes = self.objects("nodes")
         return {n["metadata"]["name"]: int(n["status"].get("allocatable", {}).get(GPU, 0)) for n in nodes}
 
-    def all_offered(self, each: int = 8) -> bool:
-        return self.offered() == dict.fromkeys(self.nodes, each)
+    def all_offered(self) -> bool:
+        return self.offered() == self.expected
 
     def cordoned(self) -> list[str]:
         return [n["metadata"]["name"] for n in self.objects("nodes") if n["spec"].get("unschedulable")]
