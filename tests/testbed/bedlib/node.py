@@ -75,9 +75,23 @@ def capabilities() -> list[str]:
     return [f"--cap-add={name}" for number, name in enumerate(CAPABILITY_NAMES) if bounding >> number & 1]
 
 
+INOTIFY_INSTANCES = 1024
+"""All nodes share the host's limit; its default of 128 is used up by three, and systemd then comes up degraded."""
+
+
+def _raise_inotify_limit() -> None:
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(limit.read_text(encoding="ascii")) < INOTIFY_INSTANCES:
+        try:
+            limit.write_text(f"{INOTIFY_INSTANCES}\n", encoding="ascii")
+        except OSError as error:
+            say(f"{limit} can't be raised ({error.strerror}): more than two nodes may not start")
+
+
 def up(spec: NodeSpec) -> dict:
     """Start a node and wait until it is ready; what `testbed up` prints."""
     _check(spec)
+    _raise_inotify_limit()
     tag = image.node_image(spec.release)
     name = container(spec.name)
     if docker("ps", "-aq", "--filter", f"name=^{name}$"):
