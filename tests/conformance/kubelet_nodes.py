@@ -6,6 +6,7 @@ import abc
 import json
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from embedded_kubelet import AdmissionError, EmbeddedKubelet, KubeletPanicError,
 from embedded_kubelet.pods import engine_arguments
 from embedded_kubelet.version import Behaviour, behaviour
 from embedded_kubelet.wire import CHANNEL_OPTIONS, api, podresources
+
+CLOCK_STEP = 4_000_000
+"""Nanoseconds: files' times come from a clock that ticks 250 times a second."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Node(abc.ABC):
         self.plugin_dir = self.base / "kubelet" / "device-plugins"
         self.root_dir = self.base / "kubelet"
         self.root_dir.mkdir()
+        self.started_at = 0
+        """When the kubelet was started last: wall clock, nanoseconds."""
 
     @property
     def behaviour(self) -> Behaviour:
@@ -101,9 +107,15 @@ class Node(abc.ABC):
             return {"PodDeviceEntries": None, "RegisteredDevices": {}}
 
     def healthy(self, resource: str) -> set[str] | None:
-        """Healthy ids as the kubelet wrote them down last; None when it doesn't know the resource."""
+        """Healthy ids as the kubelet wrote them down last; None when it doesn't know the resource.
+
+        The file keeps the ids of before a restart until something is written: those don't count.
+        """
         ids = (self.checkpoint()["RegisteredDevices"] or {}).get(resource)
-        return None if ids is None else set(ids)
+        if ids is None:
+            return None
+        written = (self.plugin_dir / "kubelet_internal_checkpoint").stat().st_mtime_ns
+        return set(ids) if written >= self.started_at - CLOCK_STEP else set()
 
     def pod_resources(self, method: str = "List", root_dir: Path | None = None, **request: Any) -> Any:
         """A PodResources call. Raises grpc.RpcError."""
@@ -166,6 +178,7 @@ class EmbeddedNode(Node):
     def start(self, *, gate: bool = True, root_dir: Path | None = None) -> None:
         if gate != self.kubelet.settings.gate or root_dir is not None or self.kubelet.panicked.is_set():
             self.use(gate=gate, root_dir=root_dir or self.root_dir)
+        self.started_at = time.time_ns()
         self.kubelet.start()
 
     def stop(self) -> None:

@@ -75,7 +75,6 @@ class RealNode(Node):
         self._static = self.base / "static"
         self._static.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0
         self._ports = free_ports(("port", "read_only", "healthz"))
         self._names: dict[str, str] = {}
         """A case's name for a pod -> the pod's own: no two pods ever share one, however slowly the first goes."""
@@ -121,7 +120,7 @@ class RealNode(Node):
         if root_dir is not None:
             flags.append(f"--root-dir={root_dir}")
         DEFAULT_ROOT.mkdir(exist_ok=True)
-        self._started = time.time_ns()
+        self.started_at = time.time_ns()
         script = f'mount --bind "$1" {DEFAULT_ROOT}; shift; exec "$@"'
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -145,14 +144,6 @@ class RealNode(Node):
                 line for line in lines if re.match(r"F\d{4} |panic|fatal error|E\d{4} .*command failed", line)
             ]
             raise RuntimeError(f"the kubelet ended: {fatal[-1] if fatal else lines[-5:]}")
-
-    def healthy(self, resource: str) -> set[str] | None:
-        """The checkpoint keeps the ids of before a restart until something is written: those don't count."""
-        known = super().healthy(resource)
-        file = self.plugin_dir / "kubelet_internal_checkpoint"
-        if known is None or not file.exists() or file.stat().st_mtime_ns < self._started:
-            return None if known is None else set()
-        return known
 
     def _sock(self) -> tuple[int, int] | None:
         try:

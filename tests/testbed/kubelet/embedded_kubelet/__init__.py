@@ -9,17 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .allocation import AdmissionError, KubeletPanicError
     from .kubelet import EmbeddedKubelet
-    from .manager import AdmissionError, KubeletPanicError
     from .settings import Faults, Settings
 
 __all__ = ["AdmissionError", "EmbeddedKubelet", "Faults", "KubeletPanicError", "Settings"]
 
 _HOMES = {
-    "AdmissionError": "manager",
+    "AdmissionError": "allocation",
     "EmbeddedKubelet": "kubelet",
     "Faults": "settings",
-    "KubeletPanicError": "manager",
+    "KubeletPanicError": "allocation",
     "Settings": "settings",
 }
 

@@ -52,8 +52,8 @@ class Endpoint:
         with self._lock:
             self._channel = channel
 
-    def ask_options(self) -> deviceplugin.DevicePluginOptions:
-        """GetDevicePluginOptions, without a deadline like the kubelet's. Raises grpc.RpcError."""
+    def ask_options(self) -> Any:
+        """The DevicePluginOptions, without a deadline like the kubelet's. Raises grpc.RpcError."""
         return self._call(
             "GetDevicePluginOptions", deviceplugin.Empty(), deviceplugin.DevicePluginOptions, None
         )
@@ -78,8 +78,8 @@ class Endpoint:
             return str(error)
         return "EOF"
 
-    def allocate(self, ids: Sequence[str]) -> deviceplugin.AllocateResponse:
-        """Allocate, without a deadline (K22). Raises EndpointStoppedError, grpc.RpcError."""
+    def allocate(self, ids: Sequence[str]) -> Any:
+        """The AllocateResponse; without a deadline (K22). Raises EndpointStoppedError, grpc.RpcError."""
         request = deviceplugin.AllocateRequest(container_requests=[{"devices_ids": ids}])
         return self._call("Allocate", request, deviceplugin.AllocateResponse, None)
 

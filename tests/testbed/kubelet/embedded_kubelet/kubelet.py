@@ -16,8 +16,9 @@ from typing import Any
 
 import grpc
 
+from .allocation import AdmissionError, KubeletPanicError
 from .journal import Event, Journal
-from .manager import AdmissionError, DeviceManager, KubeletPanicError
+from .manager import DeviceManager
 from .podresources import PodResources
 from .pods import Pod, PodStore
 from .registry import PluginWatcher

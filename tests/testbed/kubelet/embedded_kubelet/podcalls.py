@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import engine
+from .allocation import AdmissionError
 from .kubelet import EmbeddedKubelet
-from .manager import AdmissionError
 from .pods import Pod, engine_arguments
 
 LABEL = "gpuops.embedded-kubelet.pod"

@@ -48,7 +48,7 @@ class PodResources:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """All of it, for a server."""
-        methods = {
+        methods: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
                 method,
                 request_deserializer=request.FromString,

@@ -75,21 +75,21 @@ class PluginWatcher:
             except grpc.RpcError as error:
                 self._journal.add("registry-unreadable", detail=f"{path}: {error.code().name}")
                 return None
-            error = self._refusal(info)
-            if not error:
+            refusal = self._refusal(info)
+            if not refusal:
                 self._journal.add("registered", info.name, endpoint=info.endpoint or str(path), options=None)
-                error = self._manager.register_from_registry(info.name, Path(info.endpoint or path))
-                if error:
-                    error = f"RegisterPlugin error -- plugin registration failed with err: {error}"
-            status = pluginregistration.RegistrationStatus(plugin_registered=not error, error=error)
+                refusal = self._manager.register_from_registry(info.name, Path(info.endpoint or path))
+                if refusal:
+                    refusal = f"RegisterPlugin error -- plugin registration failed with err: {refusal}"
+            status = pluginregistration.RegistrationStatus(plugin_registered=not refusal, error=refusal)
             try:
                 _call(
                     channel, "NotifyRegistrationStatus", status, pluginregistration.RegistrationStatusResponse
                 )
             except grpc.RpcError as failure:
                 self._journal.add("registry-unnotified", info.name, detail=failure.code().name)
-        if error:
-            self._journal.add("refused", info.name, error=error, endpoint=str(path))
+        if refusal:
+            self._journal.add("refused", info.name, error=refusal, endpoint=str(path))
             return None
         return str(info.name)
 
