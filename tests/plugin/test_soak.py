@@ -192,12 +192,24 @@ class World:
         self.plugin.configure({"sharing": sharing} if self.replicas > 1 else {})
 
     def config_edit_refused(self) -> None:
-        before = len(self.plugin.log.read_text())
         self.plugin.configure({"flags": {"migStratgy": "single"}})
-        wait_until(
-            lambda: "refused" in self.plugin.log.read_text()[before:], SECONDS, "the edit to be refused"
-        )
+        self.wait_for_config(refused=True)
         self.write_config()
+        self.wait_for_config(refused=False)
+
+    def wait_for_config(self, *, refused: bool) -> None:
+        """Until the plugin says that the newest edit is in use, or that it is not."""
+
+        def said() -> bool:
+            config = self.plugin.status().get("config")
+            return config is not None and (config["problem"] is not None) == refused
+
+        try:
+            wait_until(said, SECONDS)
+        except TimeoutError:
+            raise AssertionError(
+                f"an edit was not {'refused' if refused else 'taken'}: {self.plugin.tail(30)}"
+            ) from None
 
     def pod_starts(self) -> None:
         name = f"pod-{sum(self.done.values())}"
