@@ -63,6 +63,7 @@ bench-fleet: venv ## measure provisioning by fleet size and forks; NODES="1 4 16
 .PHONY: soak
 soak: venv ## a day in an hour: 5,000 random faults, the list always comes to the truth (GPUOPS_SOAK_EVENTS, GPUOPS_SOAK_SEED)
 	@GPUOPS_SOAK_EVENTS=$${GPUOPS_SOAK_EVENTS:-5000} python -m pytest -q -s tests/plugin/test_soak.py
+	@GPUOPS_KILLS=$${GPUOPS_KILLS:-20} python -m pytest -q tests/nodes/test_runtime_role.py -k killed
 
 .PHONY: clean
 clean: ## remove what was built in this checkout (caches outside stay)

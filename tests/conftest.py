@@ -30,7 +30,7 @@ def _collection_is_importable() -> bool:
 
 
 def _install_finder() -> None:
-    from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
+    from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder  # noqa: PLC0415
 
     root = Path(tempfile.mkdtemp(prefix="gpuops-collections-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)

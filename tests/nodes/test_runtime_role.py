@@ -25,7 +25,7 @@ ROLE = """\
 PIDS = "docker ps -q --no-trunc | xargs docker inspect -f '{{.Id}} {{.State.Pid}}' | sort"
 SITE = {"log-driver": "json-file", "features": {"buildkit": True}, "insecure-registries": ["127.0.0.0/8"]}
 SEED = 20261123
-MOMENTS = int(os.environ.get("GPUOPS_KILLS", "20"))
+MOMENTS = int(os.environ.get("GPUOPS_KILLS", "5"))
 
 
 @pytest.fixture(scope="module")

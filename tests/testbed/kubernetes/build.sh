@@ -73,7 +73,7 @@ if [ ! -e "$tree/.unpacked" ]; then
   touch "$tree/.unpacked"
 fi
 
-export GOPATH=$work/gopath GO111MODULE=off GOFLAGS= GOCACHE=$work/gocache CGO_ENABLED=0
+export GOPATH=$work/gopath GO111MODULE=off GOFLAGS="" GOCACHE=$work/gocache CGO_ENABLED=0
 export GOTOOLCHAIN=local HOME="${HOME:-/root}"
 base=k8s.io/kubernetes/vendor/k8s.io/component-base/version
 ldflags="-s -w -X $base.gitVersion=v1.20.2 -X $base.gitMajor=1 -X $base.gitMinor=20 \
