@@ -110,7 +110,7 @@ class Lab:
 
 
 def pod(name: str, gpus: int, script: str = "exec sleep 1000000", node: str | None = None) -> dict[str, Any]:
-    """A pod on the host's network (the test cluster has no other) that prints its GPUs first."""
+    """A pod on the host's network (the test cluster has no other); tells its GPUs in its termination message."""
     spec: dict[str, Any] = {
         "hostNetwork": True,
         "restartPolicy": "Never",
@@ -120,7 +120,11 @@ def pod(name: str, gpus: int, script: str = "exec sleep 1000000", node: str | No
                 "name": "main",
                 "image": "gpuops/workload:1",
                 "imagePullPolicy": "Never",
-                "command": ["sh", "-c", f"ls -d /dev/nvidia[0-9]* | tr '\\n' ' '; {script}"],
+                "command": [
+                    "sh",
+                    "-c",
+                    f"{{ ls -d /dev/nvidia[0-9]* | tr '\\n' ' '; {script}; }} > /dev/termination-log",
+                ],
                 "resources": {"limits": {GPU: gpus}},
             }
         ],
