@@ -186,7 +186,7 @@ def bundle(python: str, arch: str, output: Path, offline: Path | None, compiled:
 
 def main() -> int:
     """The command line; 0, or 1 with one message."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--python", default="3.11", choices=PYTHONS, help="CPython of the target")
     parser.add_argument("--arch", default="x86_64", choices=ARCHITECTURES, help="machine of the target")
     parser.add_argument("--output", type=Path, help="folder in which site-packages is made")

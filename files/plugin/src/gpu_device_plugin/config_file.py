@@ -40,7 +40,7 @@ def decode(document: Document, kind: Any) -> tuple[Any, tuple[Fault, ...]]:
         value = [] if getattr(kind, "__origin__", None) is tuple else {}
     found: tuple[tuple[Path, Fault], ...] = ()
     # A key that is taken out may be missed in the next round: then its list entry goes, and then all is well.
-    for _ in range(4):
+    for _unused in range(4):
         try:
             return _converter().structure(value, kind), tuple(fault for _path, fault in found)
         except Exception as error:  # noqa: BLE001 - cattrs wraps whatever a value made go wrong
@@ -69,7 +69,7 @@ def _converter() -> Any:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
 
     def exactly(kind: type, what: str) -> None:
-        def check(value: Any, _: Any) -> Any:
+        def check(value: Any, _unused: Any) -> Any:
             if type(value) is not kind:
                 raise ValueError(f"{shown(value)} is not {what}")
             return value
@@ -92,7 +92,7 @@ def _converter() -> Any:
     def list_of(kind: Any) -> Any:
         item = kind.__args__[0]
 
-        def structure(value: Any, _: Any) -> Any:
+        def structure(value: Any, _unused: Any) -> Any:
             if not isinstance(value, list):
                 raise ValueError(f"{shown(value)} is not a list")
             good: list[Any] = []
@@ -123,7 +123,7 @@ def _refuse_non_mappings(converter: Any) -> None:
     def factory(kind: Any) -> Any:
         inner = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
 
-        def structure(value: Any, _: Any) -> Any:
+        def structure(value: Any, _unused: Any) -> Any:
             if not isinstance(value, dict):
                 raise ValueError(f"{shown(value)} is not a mapping of keys")
             return inner(value, kind)
@@ -133,7 +133,7 @@ def _refuse_non_mappings(converter: Any) -> None:
     converter.register_structure_hook_factory(is_dataclass, factory)
 
 
-def _number(value: Any, _: Any) -> float:
+def _number(value: Any, _unused: Any) -> float:
     if type(value) not in (int, float):
         raise ValueError(f"{shown(value)} is not a number")
     return float(value)
@@ -146,7 +146,7 @@ def _literal(value: Any, kind: Any) -> Any:
     raise ValueError(unknown_value(value, tuple(map(str, kind.__args__))))
 
 
-def _strategies(value: Any, _: Any) -> Strategies:
+def _strategies(value: Any, _unused: Any) -> Strategies:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -154,7 +154,7 @@ def _strategies(value: Any, _: Any) -> Strategies:
     return Strategies(tuple(item.strip() for item in value))
 
 
-def _reference(value: Any, _: Any) -> Reference:
+def _reference(value: Any, _unused: Any) -> Reference:
     if type(value) not in (int, str) or not str(value).strip():
         raise ValueError(f"{shown(value)} is no index, UUID, PCI address or model pattern")
     return Reference(str(value).strip())
@@ -171,7 +171,7 @@ def _xid(value: Any) -> int:
     return int(text)
 
 
-def _xids(value: Any, _: Any) -> Xids:
+def _xids(value: Any, _unused: Any) -> Xids:
     if not isinstance(value, dict):
         raise ValueError(f"{shown(value)} is not a mapping of XIDs")
     good: dict[int, str] = {}
@@ -190,7 +190,7 @@ def _xids(value: Any, _: Any) -> Xids:
 _DEVICE = re.compile(r"[0-9]{1,4}|[0-9]{1,4}:[0-9]{1,4}|(GPU|MIG)-\S+", re.ASCII)
 
 
-def _selection(value: Any, _: Any) -> Selection:
+def _selection(value: Any, _unused: Any) -> Selection:
     if value == "all":
         return Selection("all")
     if type(value) is int and value > 0:

@@ -284,7 +284,7 @@ def _settings(work: Load) -> Settings:
     parts: dict[str, dict[str, Any]] = {"health": {}, "kubelet": {}}
     prefix = work.values.get("resource_prefix", Settings().resource_prefix)
     for name, given in work.values.items():
-        part, _, inner = name.rpartition(".")
+        part, _unused, inner = name.rpartition(".")
         value = given
         if name in _BUILD:
             document, path = work.documents[name]

@@ -214,7 +214,7 @@ class MetricsServer:
         """``address`` is ``host:port``, the host may be missing or a bracketed IPv6 one. Raises OSError naming it."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(Collector(daemon))
-        host, _, port = address.rpartition(":")
+        host, _unused, port = address.rpartition(":")
         host = host.strip("[]")
 
         class Handler(http.server.BaseHTTPRequestHandler):

@@ -144,7 +144,7 @@ class EventMonitor:
     def _drain(self, api: Any, events: Any, uuids: dict[int, str], heard: list[Event] | None = None) -> None:
         """Tells what the set holds already, but not what was ``heard`` through another set."""
         skip = list(heard or ())
-        for _ in range(_DRAIN_LIMIT):
+        for _unused in range(_DRAIN_LIMIT):
             try:
                 event = self._understand(api.nvmlEventSetWait_v2(events, 0), uuids)
             except api.NVMLError:

@@ -37,7 +37,7 @@ _MAX_LINKS = 18
 def bus_id(raw: str | bytes) -> str:
     """NVML's ``00000000:18:00.0`` as sysfs writes it: ``0000:18:00.0``."""
     text = (raw.decode() if isinstance(raw, bytes) else raw).lower().strip("\0")
-    domain, _, rest = text.partition(":")
+    domain, _unused, rest = text.partition(":")
     return f"{int(domain, 16):04x}:{rest}" if rest else text
 
 
@@ -76,7 +76,7 @@ def recovery_action(api: Any, handle: Any) -> str | None:
 def mig_profile(api: Any, device: Any) -> str:
     """``1g.10gb``: from the device's name where it ends so, else from its attributes as nvidia-smi prints them."""
     name = text_of(api, api.nvmlDeviceGetName, device) or ""
-    _, marker, tail = name.partition("MIG ")
+    _unused, marker, tail = name.partition("MIG ")
     if marker and tail:
         return tail.strip()
     attributes = api.nvmlDeviceGetAttributes(device)
@@ -139,8 +139,8 @@ def links(api: Any, gpus: Sequence[Gpu], handles: Sequence[Any]) -> tuple[tuple[
     """How each pair of GPUs is joined. A GPU without a handle (it can't be asked) has an empty row."""
     by_bus = {gpu.pci_bus_id: position for position, gpu in enumerate(gpus) if gpu.pci_bus_id}
     size = len(gpus)
-    ancestors = [[PcieAncestor.UNKNOWN] * size for _ in range(size)]
-    nvlinks = [[0] * size for _ in range(size)]
+    ancestors = [[PcieAncestor.UNKNOWN] * size for _unused in range(size)]
+    nvlinks = [[0] * size for _unused in range(size)]
     for row, handle in enumerate(handles):
         if handle is None:
             continue
@@ -202,7 +202,9 @@ def proc_gpus(proc: str) -> dict[str, dict[str, str]]:
         except OSError:
             continue
         fields = (line.partition(":") for line in text.splitlines())
-        result[entry.lower()] = {names[k.strip()]: v.strip() for k, _, v in fields if k.strip() in names}
+        result[entry.lower()] = {
+            names[k.strip()]: v.strip() for k, _unused, v in fields if k.strip() in names
+        }
     return result
 
 

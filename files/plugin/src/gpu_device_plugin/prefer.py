@@ -216,7 +216,7 @@ class _Search:
         """Exchanges one for one as long as it pays, at most SWAPS times."""
         chosen = list(members)
         movable = [position for position in chosen if position not in must]
-        for _ in range(SWAPS):
+        for _unused in range(SWAPS):
             inside = set(chosen)
             worth = self.pull(chosen)
             outside = [position for position in range(len(self.rows)) if position not in inside]

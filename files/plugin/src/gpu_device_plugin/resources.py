@@ -376,7 +376,7 @@ def _finished(work: _Work) -> Plan:
 
 def _order(device: Device) -> tuple[int, int, str, int]:
     """By GPU, slice, then replica; host devices after GPUs by id."""
-    gpu, _, piece = device.index.partition(":")
+    gpu, _unused, piece = device.index.partition(":")
     if device.gpu_index is None:
         return 1 << 30, 0, device.uuid, device.replica or 0
     return int(gpu), int(piece or -1), "", -1 if device.replica is None else device.replica

@@ -150,7 +150,7 @@ class StatusServer:
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            connection, _ = self._listener.accept()
+            connection, _unused = self._listener.accept()
             connection.settimeout(5)
             threading.Thread(target=self._answer, args=(connection,), name="status", daemon=True).start()
 

@@ -51,7 +51,7 @@ class FileWatch:
         """Each directory in which a name on the way to the content is looked up last."""
         folders = {os.path.dirname(self._path)}
         path = self._path
-        for _ in range(8):
+        for _unused in range(8):
             try:
                 target = os.readlink(path)
             except OSError:
