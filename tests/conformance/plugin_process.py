@@ -31,6 +31,14 @@ def accepts(path: Path) -> bool:
     return True
 
 
+def remove_directory(path: Path) -> None:
+    """Take it away in one step: a plugin may be making a socket in it at this moment."""
+    aside = path.with_name(f"{path.name}.gone")
+    path.rename(aside)
+    while aside.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 class PluginProcess:
     """Starts, dies and comes back; keeps its directories between runs, as a node does."""
 

@@ -19,7 +19,7 @@ from embedded_kubelet.wire import CHANNEL_OPTIONS, api
 from embedded_kubelet.wire import deviceplugin as dp
 from fake_plugin import never, wait_until
 from kubelet_nodes import EmbeddedNode, Node
-from plugin_process import SOURCES, PluginProcess
+from plugin_process import SOURCES, PluginProcess, remove_directory
 from testbed_nvml import Machine, standin
 
 GPU = "nvidia.com/gpu"
@@ -286,7 +286,7 @@ def test_k10_the_plugin_killed(node: Node, plugin: PluginProcess) -> None:
 def test_k11_the_directory_replaced(node: Node, plugin: PluginProcess) -> None:
     for _ in range(2):
         node.stop()
-        shutil.rmtree(node.plugin_dir)
+        remove_directory(node.plugin_dir)
         node.start()
         wait_healthy(node, 8, plugin)
     assert node.run_pod("k11", {GPU: 1}).admitted

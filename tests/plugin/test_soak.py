@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
 from embedded_kubelet import AdmissionError
 from fake_plugin import wait_until
 from kubelet_nodes import EmbeddedNode
-from plugin_process import PluginProcess
+from plugin_process import PluginProcess, remove_directory
 from testbed_nvml import Machine, standin
 
 GPU = "nvidia.com/gpu"
@@ -112,7 +112,7 @@ class World:
 
     def directory_replaced(self) -> None:
         self.node.stop()
-        shutil.rmtree(self.node.plugin_dir)
+        remove_directory(self.node.plugin_dir)
         self.pods_gone()
         self.node.start()
 
