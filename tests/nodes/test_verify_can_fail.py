@@ -33,7 +33,7 @@ def emptied(collections: Path, target: Path, role: str) -> Path:
 def test_verify_fails_on_a_node_where_nothing_was_done(node: Node, play: Callable[..., Play]) -> None:
     done = play(VERIFY, [node])
     assert done.rc != 0
-    assert "Nothing was lost, and nvidia is the default runtime" in done.output
+    assert "assertion: daemon['default-runtime'] == 'nvidia'" in done.output, done.output[-3000:]
 
 
 def test_verify_fails_where_the_device_plugin_role_does_nothing(
@@ -45,6 +45,12 @@ def test_verify_fails_where_the_device_plugin_role_does_nothing(
     done = play(VERIFY, [node])
     assert done.rc != 0
     assert "What the kubelet offers" in done.output.rpartition("fatal:")[0]
+
+
+def test_verify_passes_once_the_roles_have_done_their_work(node: Node, play: Callable[..., Play]) -> None:
+    assert play("gpuops.k8s.provision", [node]).rc == 0
+    done = play(VERIFY, [node])
+    assert done.rc == 0, done.output[-3000:]
 
 
 def test_verify_fails_on_an_empty_inventory(tmp_path: Path) -> None:
