@@ -174,11 +174,10 @@ def test_xid_79_takes_one_gpu_out_of_allocatable_within_a_second(healthy: Node) 
     # A second for the plugin and the kubelet's node status, and what an SSH round trip costs here.
     assert within(2, lambda: allocatable(healthy) == 7)
     status = json.loads(healthy.text("gpu-device-plugin status --json"))
-    listed = [device for resource in status["resources"] for device in resource["devices"]]
-    assert len(listed) == 8
-    unhealthy = [device for device in listed if device["fault"]]
-    assert [device["index"] for device in unhealthy] == ["3"]
-    assert "79" in unhealthy[0]["fault"]
+    assert [len(resource["devices"]) for resource in status["resources"]] == [8]  # still listed, all of them
+    unhealthy = {gpu["index"]: gpu["reason"] for gpu in status["gpus"] if gpu["reason"]}
+    assert list(unhealthy) == [3]
+    assert "XID 79" in unhealthy[3]
 
 
 @pytest.mark.real
