@@ -192,6 +192,14 @@ def answers(bench: Bench) -> None:
             bench.add(
                 f"Allocate, {gpus} GPUs", "ms", samples, peer=f"{allocate} ms (p50/p99)", aim="p50 <= peer"
             )
+            channel, call = caller(
+                socket, "PreStartContainer", dp.PreStartContainerRequest, dp.PreStartContainerResponse
+            )
+            samples = timed(call, [dp.PreStartContainerRequest(devices_ids=ids[:1])], bench.times(3000))
+            channel.close()
+            bench.add(
+                f"PreStartContainer, {gpus} GPUs", "ms", samples, note="an empty answer: gRPC's own share"
+            )
             prefer(bench, socket, ids, preferred)
     for gpus in (32, 64):
         with tempfile.TemporaryDirectory(prefix="gb-", dir="/tmp") as directory:

@@ -273,6 +273,23 @@ def test_k10_its_own_socket_deleted(node: Node, plugin: PluginProcess) -> None:
     assert plugin.sockets()
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.03, 0.06, 0.09])
+def test_k10_a_kubelet_that_goes_while_the_old_stream_drains(
+    node: Node, plugin: PluginProcess, moment: float
+) -> None:
+    [socket] = plugin.sockets()
+    fell = plugin.log.read_text().count("own socket gone")
+    socket.unlink()
+    wait_until(lambda: plugin.log.read_text().count("own socket gone") > fell)
+    assert never(lambda: not plugin.alive(), moment), (
+        "the drain shows nothing to wait for: 20 to 120 ms after the fall"
+    )
+    node.stop()
+    assert never(lambda: not plugin.alive(), 0.3)
+    node.start()
+    wait_healthy(node, 8, plugin)
+
+
 def test_k10_the_plugin_killed(node: Node, plugin: PluginProcess) -> None:
     count = registered(plugin)
     plugin.kill()
