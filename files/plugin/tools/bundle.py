@@ -13,6 +13,8 @@ may be others.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gzip
 import importlib.util
 import os
 import shutil
@@ -23,6 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent.parent
 PACKAGE = "gpu_device_plugin"
@@ -149,8 +152,11 @@ def entries(target: Path) -> Iterator[Path]:
     yield from sorted(target.rglob("*"))
 
 
-def pack(target: Path, file: Path) -> None:
-    """A tar whose bytes depend on the content alone."""
+def pack(target: Path, file: Path, prefix: str = "") -> None:
+    """A tar (compressed where the name ends in .gz) whose bytes depend on the content alone; takes its name when whole.
+
+    ``prefix`` goes before every name in it. Two that pack the same file at the same time do no harm.
+    """
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
@@ -158,9 +164,22 @@ def pack(target: Path, file: Path) -> None:
         member.mtime = 0
         return member
 
-    with tarfile.open(file, "w", format=tarfile.GNU_FORMAT) as archive:
-        for path in entries(target):
-            archive.add(path, arcname=str(path.relative_to(target.parent)), recursive=False, filter=plain)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, fresh = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with contextlib.ExitStack() as stack:
+            raw: IO[bytes] = stack.enter_context(os.fdopen(handle, "wb"))
+            if file.suffix == ".gz":
+                raw = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=3, fileobj=raw, mtime=0))
+            archive = stack.enter_context(tarfile.open(fileobj=raw, mode="w", format=tarfile.GNU_FORMAT))
+            for path in entries(target):
+                name = Path(prefix) / path.relative_to(target.parent)
+                archive.add(path, arcname=str(name), recursive=False, filter=plain)
+        Path(fresh).chmod(0o644)
+        Path(fresh).replace(file)
+    except BaseException:
+        Path(fresh).unlink(missing_ok=True)
+        raise
 
 
 def bundle(python: str, arch: str, output: Path, offline: Path | None, compiled: bool) -> Path:
@@ -186,26 +205,35 @@ def bundle(python: str, arch: str, output: Path, offline: Path | None, compiled:
 
 def main() -> int:
     """The command line; 0, or 1 with one message."""
+    with contextlib.ExitStack() as stack:
+        return _main(stack)
+
+
+def _main(stack: contextlib.ExitStack) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--python", default="3.11", choices=PYTHONS, help="CPython of the target")
     parser.add_argument("--arch", default="x86_64", choices=ARCHITECTURES, help="machine of the target")
     parser.add_argument("--output", type=Path, help="folder in which site-packages is made")
     parser.add_argument("--offline", type=Path, help="folder with the wheels; nothing is fetched")
     parser.add_argument("--fetch", type=Path, help="only fetch the wheels into this folder")
-    parser.add_argument("--tar", type=Path, help="also pack site-packages into this file")
+    parser.add_argument(
+        "--tar", type=Path, help="pack site-packages into this file; alone or beside --output"
+    )
+    parser.add_argument("--prefix", default="", help="folder before site-packages in the tar")
     parser.add_argument("--no-compile", action="store_true", help="leave byte code to the target")
     words = parser.parse_args()
-    if not words.output and not words.fetch:
-        parser.error("say --output or --fetch")
+    if not words.output and not words.fetch and not words.tar:
+        parser.error("say --output, --tar or --fetch")
     try:
         if words.fetch:
             words.fetch.mkdir(parents=True, exist_ok=True)
             fetch(words.python, words.arch, words.fetch)
             print(f"{len(list(words.fetch.glob('*.whl')))} wheels in {words.fetch}")
-        if words.output:
-            made = bundle(words.python, words.arch, words.output, words.offline, not words.no_compile)
+        if words.output or words.tar:
+            output = words.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bundle-")))
+            made = bundle(words.python, words.arch, output, words.offline, not words.no_compile)
             if words.tar:
-                pack(made, words.tar)
+                pack(made, words.tar, words.prefix)
             size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
             print(f"{made}: {size / 1e6:.1f} MB")
     except (BundleError, OSError) as error:

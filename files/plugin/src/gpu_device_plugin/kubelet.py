@@ -225,7 +225,9 @@ class KubeletLink:
         registration.later(None)
         if self._closed or self._registrations.get(registration.resource) is not registration:
             return
-        if registration.phase == "draining":  # that is over; without a kubelet its return must find us waiting
+        if (
+            registration.phase == "draining"
+        ):  # that is over; without a kubelet its return must find us waiting
             registration.phase = "down"
         kubelet: Identity | None = None
         if not self._registry:
