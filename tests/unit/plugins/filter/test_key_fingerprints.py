@@ -22,7 +22,9 @@ def test_the_filter_is_found_by_its_name() -> None:
 
 @pytest.mark.skipif(shutil.which("gpg") is None, reason="no gpg to make keys with")
 @pytest.mark.parametrize("kind", ["rsa2048", "ed25519"])
-def test_agrees_with_gpg(tmp_path: Path, kind: str) -> None:
+def test_agrees_with_gpg(tmp_path: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    stop = ["gpgconf", "--homedir", str(tmp_path), "--kill", "all"]  # gpg leaves an agent behind
+    request.addfinalizer(lambda: subprocess.run(stop, check=False, capture_output=True))
     gpg = ["gpg", "--homedir", str(tmp_path), "--batch", "--quiet", "--passphrase", ""]
     tmp_path.chmod(0o700)
     for name in ("one", "two"):
