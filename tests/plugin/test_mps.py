@@ -110,6 +110,10 @@ def supervised(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervi
     binary.parent.mkdir()
     binary.write_text(STAND_IN)
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    nvidia_smi = binary.with_name("nvidia-smi")
+    nvidia_smi.write_text(f'#!/bin/sh\n[ ! -e {place}/smi-fails ] || {{ echo "Insufficient Permissions"; exit 4; }}\n'
+                          f'echo "$2 $4" >> {place}/modes\n')  # fmt: skip
+    nvidia_smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{binary.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05, 0.1))
@@ -180,6 +184,25 @@ def test_a_resource_that_is_no_longer_shared_ends_its_daemon(supervised):
     supervised.offer()
     wait_until(lambda: not alive(first))
     assert supervised.commands()[-1] == "quit"
+
+
+def test_gpus_are_exclusive_to_mps_while_its_daemon_runs_and_free_afterwards(supervised, place):
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    exclusive = ["GPU-0 EXCLUSIVE_PROCESS", "GPU-1 EXCLUSIVE_PROCESS"]
+    assert (place / "modes").read_text().splitlines() == exclusive
+    supervised.offer()
+    wait_until(
+        lambda: (place / "modes").read_text().splitlines() == [*exclusive, "GPU-0 DEFAULT", "GPU-1 DEFAULT"]
+    )
+
+
+def test_a_compute_mode_that_cannot_be_set_is_told_and_tried_again(supervised, place):
+    (place / "smi-fails").touch()
+    supervised.offer(shared())
+    wait_until(lambda: "Insufficient Permissions" in (supervised.supervisor.problem(GPU) or ""))
+    (place / "smi-fails").unlink()
+    wait_until(supervised.well)
 
 
 def test_a_missing_binary_is_told_with_the_next_step(place, monkeypatch):

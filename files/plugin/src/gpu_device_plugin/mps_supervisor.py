@@ -24,6 +24,9 @@ from .loop import Loop
 log = logs.Log("mps")
 
 BINARY = "nvidia-cuda-mps-control"
+NVIDIA_SMI = "nvidia-smi"
+EXCLUSIVE, DEFAULT = "EXCLUSIVE_PROCESS", "DEFAULT"
+"""Compute modes, nvidia-smi(1). Exclusive: only the MPS server opens the GPU, so no client can pass it by."""
 ANSWER_SECONDS = 10.0
 """How long a command to the daemon, or its start, may take."""
 POLL_SECONDS = 1.0
@@ -34,14 +37,14 @@ class MpsError(Exception):
     """What keeps a daemon from running, and the next step."""
 
 
-def find_binary(roots: Sequence[str]) -> str | None:
-    """The control binary: in PATH, else below a driver root as this process sees it."""
-    found = shutil.which(BINARY)
+def find_binary(roots: Sequence[str], name: str = BINARY) -> str | None:
+    """A program of the driver (the control binary): in PATH, else below a driver root as this process sees it."""
+    found = shutil.which(name)
     if found:
         return found
     for root in roots:
         for folder in ("usr/bin", "bin", "usr/local/bin", "opt/bin"):
-            path = Path(root) / folder / BINARY
+            path = Path(root) / folder / name
             if os.access(path, os.X_OK):
                 return str(path)
     return None
@@ -55,8 +58,9 @@ def seen_root(settings: Settings) -> str:
 class ControlDaemon:
     """One daemon, for one resource."""
 
-    def __init__(self, resource: ResourcePlan, root: str, binary: str | None) -> None:
+    def __init__(self, resource: ResourcePlan, root: str, binary: str | None, nvidia_smi: str | None) -> None:
         self.resource = resource
+        self._nvidia_smi = nvidia_smi
         self._root = root
         self._binary = binary
         self._pipes = mps.pipe_directory(root, resource.name)
@@ -103,6 +107,7 @@ class ControlDaemon:
         started = self.pid() is None
         if started:
             self._make_directories()
+            self._compute_mode(EXCLUSIVE)
             try:
                 done = subprocess.run(
                     [self._binary, "-d"],
@@ -134,6 +139,24 @@ class ControlDaemon:
         if self.pid() is not None:
             with contextlib.suppress(MpsError):
                 self.tell("quit")
+                self._compute_mode(DEFAULT)
+
+    def _compute_mode(self, mode: str) -> None:
+        """Sets it on every GPU of the resource, as the peer does. Raises :class:`MpsError`."""
+        if self._nvidia_smi is None:
+            raise MpsError(
+                f"{NVIDIA_SMI} is neither in PATH nor below the driver root: install the driver's tools"
+            )
+        for uuid in sorted({device.gpu_uuid for device in self.resource.devices if device.gpu_uuid}):
+            command = [self._nvidia_smi, "-i", uuid, "-c", mode]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, timeout=ANSWER_SECONDS, text=True, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise MpsError(f"{' '.join(command)}: {error}") from error
+            if done.returncode:
+                raise MpsError(f"{' '.join(command)}: {(done.stdout + done.stderr).strip()[-300:]}")
 
     def _make_directories(self) -> None:
         try:
@@ -165,6 +188,7 @@ class MpsSupervisor:
         self._loop = loop
         self._root = seen_root(settings)
         self._binary = find_binary(roots)
+        self._nvidia_smi = find_binary(roots, NVIDIA_SMI)
         self._changed = changed
         self._problems: dict[str, str | None] = {}
         self._stops: dict[str, _Stop] = {}
@@ -190,7 +214,7 @@ class MpsSupervisor:
                 self._stops[name].set()
             self._signs[name] = sign
             stop = self._stops[name] = _Stop()
-            daemon = ControlDaemon(resource, self._root, self._binary)
+            daemon = ControlDaemon(resource, self._root, self._binary, self._nvidia_smi)
             threading.Thread(target=self._keep, args=(daemon, stop), name="mps", daemon=True).start()
 
     def close(self) -> None:
