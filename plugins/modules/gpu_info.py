@@ -209,17 +209,17 @@ broken_link:
     - None when nothing is broken.
   returned: always
   type: str
-  sample:
+  sample: "nvml"
 reason:
   description: What is wrong with it.
   returned: always
   type: str
-  sample:
+  sample: "NVML does not answer: Driver/library version mismatch"
 next_step:
   description: What to do.
   returned: always
   type: str
-  sample:
+  sample: "reboot the node, or reload the kernel module, so that both are of one version"
 """
 
 import subprocess

@@ -145,17 +145,17 @@ broken_link:
     - None when nothing is broken.
   returned: always
   type: str
-  sample:
+  sample: "isolation"
 reason:
   description: What is wrong with it.
   returned: always
   type: str
-  sample:
+  sample: "a container that asked for no GPU sees 8"
 next_step:
   description: What to do.
   returned: always
   type: str
-  sample:
+  sample: "set nvidia_docker_hardening to true"
 """
 
 import os
