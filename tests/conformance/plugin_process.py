@@ -125,6 +125,11 @@ class PluginProcess:
         """Kernel threads."""
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
+    def thread_names(self) -> dict[str, int]:
+        """How many kernel threads of each name."""
+        names = [(task / "comm").read_text().strip() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+        return {name: names.count(name) for name in sorted(set(names))}
+
     def files(self) -> int:
         """Open file descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))

@@ -248,7 +248,10 @@ class World:
         more = self.more()
         self.worst = tuple(map(max, self.worst, more))  # type: ignore[assignment]
         for what, grown, limit in zip(("threads", "open files", "bytes"), more, allowed):
-            assert grown <= limit, f"event {sum(self.done.values())}: {grown} more {what} than at {self.base}"
+            assert grown <= limit, (
+                f"event {sum(self.done.values())}: {grown} more {what} than at {self.base}; "
+                f"threads now: {self.plugin.thread_names()}"
+            )
 
     def footprint(self) -> tuple[int, int, int]:
         """Threads, open files, bytes of RSS."""
