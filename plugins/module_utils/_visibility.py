@@ -42,7 +42,7 @@ class EndedError(EngineError):
 
 def _run(command: Sequence[str], timeout: float) -> Tuple[int, str, str]:
     try:
-        done = subprocess.run(list(command), capture_output=True, timeout=timeout, check=False)  # pylint: disable=ansible-bad-function  # needs a time limit
+        done = subprocess.run(list(command), capture_output=True, timeout=timeout, check=False)  # pylint: disable=ansible-bad-function
     except FileNotFoundError:
         return 127, "", f"{command[0]}: not found"
     except subprocess.TimeoutExpired:

@@ -300,7 +300,7 @@ def ask_node(params):
         command += ["--kubeconfig", params["kubeconfig"]]
     name = params["node_name"] or socket.gethostname().lower()
     command += ["get", "node", name, "-o", "json", "--request-timeout=5s"]
-    answer = subprocess.run(command, capture_output=True, timeout=15, check=False)  # pylint: disable=ansible-bad-function  # needs a time limit
+    answer = subprocess.run(command, capture_output=True, timeout=15, check=False)  # pylint: disable=ansible-bad-function
     if answer.returncode != 0:
         raise OSError(answer.stderr.decode("utf-8", "replace").strip() or f"kubectl get node {name} failed")
     return json.loads(answer.stdout)

@@ -244,7 +244,8 @@ ARGUMENTS = {
 def ask_nvidia_smi(program, timeout):
     """nvidia-smi's answer in NVML's shape, or None when there is none in time."""
     try:
-        answer = subprocess.run([program, "-q", "-x"], capture_output=True, timeout=timeout, check=False)  # pylint: disable=ansible-bad-function  # needs a time limit
+        # Not run_command: it knows no time limit, and these programs may hang.
+        answer = subprocess.run([program, "-q", "-x"], capture_output=True, timeout=timeout, check=False)  # pylint: disable=ansible-bad-function
         return (
             _gpus.parse_nvidia_smi(answer.stdout.decode("utf-8", "replace"))
             if answer.returncode == 0
