@@ -96,6 +96,10 @@ class Supervised:
     def well(self) -> bool:
         return self.supervisor.problem(GPU) is None
 
+    @staticmethod
+    def keepers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "mps"]
+
 
 def alive(pid: int) -> bool:
     try:
@@ -121,6 +125,7 @@ def supervised(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervi
     yield one
     one.offer()
     wait_until(lambda: not (one.pipes / "nvidia-cuda-mps-control.pid").exists() or not alive(one.pid()))
+    wait_until(lambda: not one.keepers(), what="the daemon's keeper, which puts compute modes back, to end")
     one.loop.stop()
     one.thread.join(5)
 
