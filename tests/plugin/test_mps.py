@@ -216,6 +216,7 @@ def test_a_missing_binary_is_told_with_the_next_step(place, monkeypatch):
     one.offer(shared())
     wait_until(lambda: "install the driver's MPS tools" in (one.supervisor.problem(GPU) or ""))
     one.offer()
+    wait_until(lambda: not one.keepers())
     one.loop.stop()
 
 
