@@ -16,16 +16,7 @@ description:
     of files tells what to reload.
 extends_documentation_fragment:
   - gpuops.k8s.attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  idempotent:
-    support: full
-  platform:
-    platforms: linux
-    support: full
+  - gpuops.k8s.attributes.change_module
 options:
   state:
     description:

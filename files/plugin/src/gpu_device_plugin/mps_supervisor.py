@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import logs, mps
 from .config import Settings
@@ -50,6 +51,29 @@ def find_binary(roots: Sequence[str], name: str = BINARY) -> str | None:
     return None
 
 
+def needed(program: str | None, name: str) -> str:
+    """The program as it was found. Raises :class:`MpsError` where it was not."""
+    if program is None:
+        raise MpsError(f"{name} is neither in PATH nor below the driver root: install the driver's MPS tools")
+    return program
+
+
+def told(command: Sequence[str], said: str = "", **how: Any) -> str:
+    """Runs a program of the driver to its end within ANSWER_SECONDS; what it printed, both streams together. ``said``
+    goes to its standard input, ``how`` to subprocess.run. Raises :class:`MpsError`, also where its exit code is not
+    0."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **how}
+    options |= {"input": said} if said else {"stdin": subprocess.DEVNULL}
+    try:
+        done = subprocess.run(command, timeout=ANSWER_SECONDS, text=True, check=False, **options)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MpsError(f"{' '.join(command)}: {error}") from error
+    if done.returncode:
+        last = (done.stdout or "").strip()[-300:]
+        raise MpsError(f"{' '.join(command)} exited {done.returncode}{f': {last}' if last else ''}")
+    return done.stdout or ""
+
+
 def seen_root(settings: Settings) -> str:
     """The MPS root as this process sees it: mounted at /mps in a pod, itself on the host."""
     return mps.CONTAINER_ROOT if Path(mps.CONTAINER_ROOT).is_dir() else settings.mps_root
@@ -77,62 +101,37 @@ class ControlDaemon:
 
     def tell(self, *commands: str) -> str:
         """Sends commands, returns what was answered. Raises :class:`MpsError`."""
-        if self._binary is None:
-            raise MpsError(
-                f"{BINARY} is neither in PATH nor below the driver root: install the driver's MPS tools"
-            )
-        try:
-            done = subprocess.run(
-                [self._binary],
-                input="".join(f"{command}\n" for command in commands),
-                env=self._environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=ANSWER_SECONDS,
-                text=True,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MpsError(f"{self._binary}: {error}") from error
-        if done.returncode:
-            raise MpsError(f"{self._binary} exited {done.returncode}: {done.stdout.strip()[-300:]}")
-        return done.stdout
+        lines = "".join(f"{command}\n" for command in commands)
+        return told([needed(self._binary, BINARY)], lines, env=self._environment)
 
     def start(self) -> bool:
         """Makes it run with this resource's limits; whether it had to be started. Raises :class:`MpsError`."""
-        if self._binary is None:
-            raise MpsError(
-                f"{BINARY} is neither in PATH nor below the driver root: install the driver's MPS tools"
-            )
         started = self.pid() is None
         if started:
-            self._make_directories()
-            self._compute_mode(EXCLUSIVE)
-            try:
-                done = subprocess.run(
-                    [self._binary, "-d"],
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    timeout=ANSWER_SECONDS,
-                    start_new_session=True,
-                    check=False,
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise MpsError(f"{self._binary} -d: {error}") from error
-            if done.returncode:
-                raise MpsError(
-                    f"{self._binary} -d exited {done.returncode}: see "
-                    f"{mps.log_directory(self._root, self.resource.name)}/control.log"
-                )
-            until = time.monotonic() + ANSWER_SECONDS
-            while self.pid() is None:
-                if time.monotonic() > until:
-                    raise MpsError(f"{self._binary} -d left no daemon behind within {ANSWER_SECONDS:.0f} s")
-                time.sleep(0.02)
+            self._launch()
         self.tell(*mps.control_commands(self.resource))
         return started
+
+    def _launch(self) -> None:
+        """Compute mode, the daemon, its pid file. What it prints goes nowhere: it would hold a pipe open for ever."""
+        command = [needed(self._binary, BINARY), "-d"]
+        self._make_directories()
+        self._compute_mode(EXCLUSIVE)
+        silent: dict[str, Any] = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "start_new_session": True,
+        }
+        try:
+            told(command, env=self._environment, **silent)
+        except MpsError as error:
+            logs_at = mps.log_directory(self._root, self.resource.name)
+            raise MpsError(f"{error}: see {logs_at}/control.log") from error
+        until = time.monotonic() + ANSWER_SECONDS
+        while self.pid() is None:
+            if time.monotonic() > until:
+                raise MpsError(f"{command[0]} -d left no daemon behind within {ANSWER_SECONDS:.0f} s")
+            time.sleep(0.02)
 
     def quit(self) -> None:
         """Ends it; clients that still run are told by MPS."""
@@ -143,20 +142,9 @@ class ControlDaemon:
 
     def _compute_mode(self, mode: str) -> None:
         """Sets it on every GPU of the resource, as the peer does. Raises :class:`MpsError`."""
-        if self._nvidia_smi is None:
-            raise MpsError(
-                f"{NVIDIA_SMI} is neither in PATH nor below the driver root: install the driver's tools"
-            )
+        program = needed(self._nvidia_smi, NVIDIA_SMI)
         for uuid in sorted({device.gpu_uuid for device in self.resource.devices if device.gpu_uuid}):
-            command = [self._nvidia_smi, "-i", uuid, "-c", mode]
-            try:
-                done = subprocess.run(
-                    command, capture_output=True, timeout=ANSWER_SECONDS, text=True, check=False
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise MpsError(f"{' '.join(command)}: {error}") from error
-            if done.returncode:
-                raise MpsError(f"{' '.join(command)}: {(done.stdout + done.stderr).strip()[-300:]}")
+            told([program, "-i", uuid, "-c", mode])
 
     def _make_directories(self) -> None:
         try:
