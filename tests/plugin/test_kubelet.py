@@ -18,6 +18,7 @@ from gpu_device_plugin.api import DEVICE_PLUGIN, REGISTRATION
 from gpu_device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from gpu_device_plugin.plugindir import dead_mount
 from gpu_device_plugin.registration import accepts, identity, socket_name
+from gpu_device_plugin.service import Service
 from kit import GPU, LinkUnderTest, Node, devices, wait_until
 
 OTHER = "nvidia.com/other"
@@ -48,6 +49,36 @@ def test_it_registers_once_with_a_kubelet_that_comes_later_k12(node, link):
     wait_until(lambda: listed(link))
     assert link.counters.registrations.value(GPU, "accepted") == 1
     assert node.own_sockets() == [os.path.basename(link.link.registrations[GPU].service.path)]
+
+
+def test_a_socket_that_is_deleted_as_it_is_made_leaves_no_server_behind(node, link, monkeypatch):
+    node.kubelet.start()
+    start = Service.start
+    doomed: list[Service] = []
+
+    def deleted_at_once(self, registry=False):
+        server_class = type(rpc.server())
+
+        def bind_then_lose(server):
+            original(server)
+            if len(doomed) < 3:
+                doomed.append(self)
+                os.unlink(self.path)
+
+        original = server_class.start
+        with monkeypatch.context() as patch:
+            patch.setattr(server_class, "start", bind_then_lose)
+            start(self, registry)
+
+    def serving() -> int:
+        return sum("_serve" in thread.name for thread in threading.enumerate())
+
+    before = serving()
+    monkeypatch.setattr(Service, "start", deleted_at_once)
+    link.offer(gpu=devices(4))
+    node.kubelet.wait_for(GPU, 4)
+    assert len(doomed) == 3
+    wait_until(lambda: serving() == before + 1, what="the doomed servers' threads to end")
 
 
 def test_each_resource_has_its_own_registration(node, link):

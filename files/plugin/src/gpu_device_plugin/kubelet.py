@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ POLL_SECONDS = 2.0
 FRESH_SECONDS = 2.0
 """How long after kubelet.sock was made a refused dial is tried again at once: bind comes before listen."""
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+TELL_SECONDS = 0.01
+"""Answered calls are told (logged) together so long after the first: the next calls find the interpreter free."""
 REGISTRY_SECONDS = 30.0
 """plugins-registry: a socket that nobody asked about is made again after this."""
 
@@ -79,6 +82,8 @@ class KubeletLink:
         self._channel_for: Identity | None = None
         self._closed = False
         self._stopping: list[Any] = []
+        self._untold: deque[Call] = deque()
+        self._telling = False
         folders = {self._directory} if self._registry else {self._directory, os.path.dirname(self.socket)}
         self._watches = [
             DirectoryWatch(loop, folder, made=self._name_made, gone=self._name_gone, unsure=self._look)
@@ -129,6 +134,7 @@ class KubeletLink:
         until = time.monotonic() + seconds
         for event in self._stopping:
             event.wait(max(0.0, until - time.monotonic()))
+        self._tell_calls()
 
     # Signs
 
@@ -279,10 +285,15 @@ class KubeletLink:
         self._end(registration)
         path = f"{self._directory}/{socket_name(registration.resource, self._directory)}"
         service = Service(registration.resource, path, self._state, self)
-        service.start(registry=self._registry)
-        if not accepts(path):
-            self._stopping.append(service.stop())
-            raise OSError(f"{path} was made but does not accept")
+        try:
+            service.start(registry=self._registry)
+            if not accepts(path):
+                raise OSError(f"{path} was made but does not accept")
+        except OSError:  # a kubelet that starts deletes sockets, this one too between bind and look (K9)
+            ended = service.stop()
+            if ended is not None:
+                self._stopping.append(ended)
+            raise
         registration.service = service
         return service
 
@@ -395,7 +406,19 @@ class KubeletLink:
             self._counters.allocations.add(call.resource, call.code)
             if call.code == "OK":
                 self._counters.allocated_devices.add(call.resource, by=len(call.ids))
-        self._loop.call(lambda: self._called(call))
+        if call.method == "Allocate" or call.code != "OK":
+            self._untold.append(call)
+            if not self._telling:
+                self._telling = True
+                self._loop.call(self._tell_calls_soon)
+
+    def _tell_calls_soon(self) -> None:
+        self._loop.after(TELL_SECONDS, self._tell_calls)
+
+    def _tell_calls(self) -> None:
+        self._telling = False  # first: a call that comes now either is told below or sets it again
+        while self._untold:
+            self._called(self._untold.popleft())
 
     def stream_opened(self, service: Service) -> None:
         """Counted."""

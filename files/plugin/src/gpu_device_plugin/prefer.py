@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import combinations
+from operator import add, sub
 
 from .devices import ResourcePlan
 from .topology import Scores
 
 EXACT = 8
 """Up to so many available GPUs every partition is looked at."""
-SEED_STEPS = 512
-"""Above: how many (seed, growth step) pairs are tried; one costs about 5 us at 64 GPUs."""
+SEED_STEPS = 384
+"""Above: how many (seed, growth step) pairs are tried; one costs about 4 us at 64 GPUs."""
 FINALISTS = 4
 """How many of the grown sets are improved by swaps and judged by the partition they leave."""
 SWAPS = 6
@@ -177,31 +178,38 @@ class _Search:
         self.rows = rows
         self.size = size
         self.bonds = [sum(row) for row in rows]
+        self.loose = [-bond for bond in self.bonds]
         self.weight = 2 * sum(self.bonds) + 1
         self.heavy = [[self.weight * cell for cell in row] for row in rows]
         self.never = -self.weight * (sum(self.bonds) + 1)
         self.ways: tuple[bool, ...] = (False, True)
         """How rests are cut: from the most and from the least joined GPU on."""
 
-    def pull(self, members: Sequence[int]) -> list[int]:
-        """For every GPU: what it would add to the set, weighted, less its bonds to all."""
-        worth = [-bond for bond in self.bonds]
+    def pull(self, members: Sequence[int], worth: list[int] | None = None) -> list[int]:
+        """For every GPU: what it would add to the set, weighted, less its bonds to all (or above ``worth``)."""
+        worth = self.loose if worth is None else worth
         for member in members:
-            worth = [a + b for a, b in zip(worth, self.heavy[member], strict=True)]
+            worth = list(map(add, worth, self.heavy[member]))
         return worth
 
-    def grow(self, members: Sequence[int], size: int, closed: Sequence[int] = ()) -> list[int]:
-        """``members`` and the best next one, until there are ``size``; none of ``closed``."""
+    def grow(self, members: Sequence[int], size: int, open_: list[int] | None = None) -> list[int]:
+        """``members`` and the best next one, until there are ``size``. ``open_``: :attr:`loose`, with :attr:`never` for
+        whom is not to be taken; what a set could add never lifts that above another's."""
         chosen = list(members)
-        worth = self.pull(chosen)
-        for position in (*chosen, *closed):
+        if len(chosen) == size:
+            return chosen
+        worth = self.pull(chosen, open_)
+        if worth is self.loose or worth is open_:
+            worth = worth.copy()
+        for position in chosen:
             worth[position] = self.never
-        while len(chosen) < size:
+        while True:
             best = worth.index(max(worth))
             chosen.append(best)
-            worth = [a + b for a, b in zip(worth, self.heavy[best], strict=True)]
+            if len(chosen) == size:
+                return chosen
+            worth = list(map(add, worth, self.heavy[best]))
             worth[best] = self.never
-        return chosen
 
     def score(self, members: Sequence[int]) -> int:
         """Sum over pairs."""
@@ -234,20 +242,20 @@ class _Search:
     def partition(self, members: Sequence[int], *, loosest: bool) -> list[list[int]]:
         """A cut of what ``members`` leave into sets, each grown from the GPU that is joined least (``loosest``) or most
         to the others that are left."""
-        closed: list[int] = []
+        left = list(range(len(self.rows)))
+        open_ = self.loose.copy()
         inner = list(self.bonds)
         parts: list[list[int]] = []
         part = list(members)
         while True:
-            closed += part
             for position in part:
-                inner = [a - b for a, b in zip(inner, self.rows[position], strict=True)]
-            taken = set(closed)
-            left = [position for position in range(len(self.rows)) if position not in taken]
+                open_[position] = self.never
+                inner = list(map(sub, inner, self.rows[position]))
+                left.remove(position)
             if len(left) <= self.size:
                 return [*parts, left]
             seed = (min if loosest else max)(left, key=inner.__getitem__)
-            part = self.grow([seed], self.size, closed)
+            part = self.grow([seed], self.size, open_)
             parts.append(part)
 
     def left_behind(self, members: Sequence[int]) -> int:

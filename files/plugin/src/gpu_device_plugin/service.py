@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,7 +101,8 @@ class Service:
         """Lists sent over this socket."""
 
     def start(self, registry: bool = False) -> None:
-        """Listens. With ``registry`` the socket also answers the kubelet's plugin watcher. Raises OSError."""
+        """Listens. With ``registry`` the socket also answers the kubelet's plugin watcher. Raises OSError; what was
+        begun by then ends with :meth:`stop`."""
         server = rpc.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(DEVICE_PLUGIN, self._methods()),)
@@ -117,7 +118,9 @@ class Service:
         if not bound:
             raise OSError(f"can't listen on {self.path}: is the directory there and writable?")
         server.start()
-        self._server = server
+        self._server = (
+            server  # before the look at the socket, which may be gone already: its server must be ended too
+        )
         status = os.stat(self.path)
         self._inode = (status.st_dev, status.st_ino)
 
@@ -194,9 +197,7 @@ class Service:
             self.streams -= 1
             self._listener.stream_closed(self)
 
-    def _prefer(
-        self, request: pb.PreferredAllocationRequest, _context: Any
-    ) -> pb.PreferredAllocationResponse:
+    def _prefer(self, request: pb.PreferredAllocationRequest, context: Any) -> pb.PreferredAllocationResponse:
         start = time.perf_counter()
         offer = self._state.world.offers.get(self.resource)
         response = pb.PreferredAllocationResponse()
@@ -211,7 +212,7 @@ class Service:
             except Exception as error:  # noqa: BLE001 - an error here fails the pod for good (K24)
                 text = f"{type(error).__name__}: {error}"
             response.container_responses.add(deviceIDs=ids)
-        self._done("GetPreferredAllocation", "INTERNAL" if text else "OK", start, (), text)
+        self._done(context, "GetPreferredAllocation", start, code="INTERNAL" if text else "OK", text=text)
         return response
 
     def _allocate(self, request: pb.AllocateRequest, context: Any) -> pb.AllocateResponse:
@@ -233,17 +234,30 @@ class Service:
             code, text = refusal.code, refusal.text
         except Exception as error:  # noqa: BLE001 - the pod's owner has to read what it was
             code, text = "INTERNAL", f"{type(error).__name__}: {error}"
-        self._done("Allocate", code, start, tuple(ids), text)
+        self._done(context, "Allocate", start, code=code, ids=ids, text=text)
         if code != "OK":
             context.abort(STATUS.get(code, grpc.StatusCode.INTERNAL), text)
         return response
 
-    def _pre_start(self, request: pb.PreStartContainerRequest, _context: Any) -> pb.PreStartContainerResponse:
-        self._done("PreStartContainer", "OK", time.perf_counter(), tuple(request.devices_ids))
+    def _pre_start(self, request: pb.PreStartContainerRequest, context: Any) -> pb.PreStartContainerResponse:
+        self._done(context, "PreStartContainer", time.perf_counter(), ids=request.devices_ids)
         return pb.PreStartContainerResponse()
 
-    def _done(self, method: str, code: str, start: float, ids: tuple[str, ...], text: str = "") -> None:
-        self._listener.called(Call(self.resource, method, code, time.perf_counter() - start, ids, text))
+    def _done(
+        self,
+        context: Any,
+        method: str,
+        start: float,
+        *,
+        code: str = "OK",
+        ids: Sequence[str] = (),
+        text: str = "",
+    ) -> None:
+        """Tells the listener once the answer is out: what it wakes must not compete with the answer for the
+        interpreter."""
+        call = Call(self.resource, method, code, time.perf_counter() - start, tuple(ids), text)
+        if not context.add_callback(lambda: self._listener.called(call)):
+            self._listener.called(call)
 
     # pluginregistration v1
 
