@@ -24,8 +24,8 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="module")
 def bare_lab(tmp_path_factory):
-    """Three Ready nodes that know nothing of GPUs."""
-    lab = Lab("test", tmp_path_factory.mktemp("lab"))
+    """Three Ready nodes that know nothing of GPUs. GPUOPS_LAB_NAME: another cluster's name, for two runs at once."""
+    lab = Lab(os.environ.get("GPUOPS_LAB_NAME", "test"), tmp_path_factory.mktemp("lab"))
     lab.up()
     yield lab
     lab.down()
