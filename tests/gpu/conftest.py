@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugin"))
 
 from gpu_device_plugin.devices import SourceError
 from gpu_device_plugin.nvml import NvmlSource
-from gpu_device_plugin.nvml_library import visible_roots
+from gpu_device_plugin.roots import visible_roots
 from kit import Node, short_directory
 
 

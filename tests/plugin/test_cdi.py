@@ -14,6 +14,7 @@ from gpu_device_plugin import cdi
 from gpu_device_plugin.cdi import DriverFiles
 from gpu_device_plugin.config import Settings, SharedResource, Sharing
 from gpu_device_plugin.devices import HostDevice
+from gpu_device_plugin.features import GDS, IMEX, MOFED, Feature
 from gpu_device_plugin.resources import plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,7 +148,8 @@ def test_each_gpu_and_slice_is_a_device_with_its_nodes() -> None:
             },
         },
     ]
-    assert cdi.names(spec) == {uuid(0), "MIG-00000001-0000-4000-8000-000000000000"}
+    kind = "k8s.device-plugin.nvidia.com/gpu"
+    assert cdi.names(spec) == {f"{kind}={uuid(0)}", f"{kind}=MIG-00000001-0000-4000-8000-000000000000"}
 
 
 def test_what_all_devices_share_stands_once() -> None:
@@ -164,7 +166,7 @@ def test_what_all_devices_share_stands_once() -> None:
             {
                 "hostPath": "/run/nvidia-persistenced/socket",
                 "containerPath": "/run/nvidia-persistenced/socket",
-                "options": [*options, "noexec"],
+                "options": ["nosuid", "nodev", "rbind", "rprivate", "noexec"],
             }
         ],
         "hooks": [
@@ -219,7 +221,7 @@ def test_without_driver_files_and_control_nodes_only_the_variable_is_left() -> N
 
 def test_devices_are_named_by_index_when_answers_are() -> None:
     spec = built(node(gpu(0), cut(1, "1g.10gb")), Settings(mig_strategy="mixed", device_id_strategy="index"))
-    assert cdi.names(spec) == {"0", "1:0"}
+    assert cdi.names(spec) == {cdi.qualified("gpu", "0"), cdi.qualified("gpu", "1:0")}
 
 
 def test_replicas_are_one_device_and_host_devices_and_gpus_without_nodes_none() -> None:
@@ -241,6 +243,64 @@ def test_every_node_s_specification_is_valid(
 ) -> None:
     snapshot = node(*(cut(index, *profiles) if profiles else gpu(index) for index, profiles in gpus))
     built(snapshot, Settings(mig_strategy=strategy, device_id_strategy=names, nvidia_driver_root=root))
+
+
+CHANNEL = "/dev/nvidia-caps-imex-channels/channel"
+
+
+def test_channels_and_features_are_kinds_of_their_own_named_as_with_the_peer() -> None:
+    features = (
+        Feature(IMEX, "0", ((f"{CHANNEL}0", f"{CHANNEL}0"),)),
+        Feature(IMEX, "3", ((f"{CHANNEL}3", f"/d{CHANNEL}3"),)),
+        Feature(GDS, "all", (("/dev/nvidia-fs0", "/dev/nvidia-fs0"),), (("/run/udev", "/d/run/udev"),)),
+    )
+    imex, gdrcopy, gds, mofed = specs = cdi.build_features(features)
+    for spec in specs:
+        jsonschema.validate(spec, SCHEMA)
+    assert imex == {
+        "cdiVersion": "0.5.0",
+        "kind": "k8s.device-plugin.nvidia.com/imex-channel",
+        "devices": [
+            {"name": "0", "containerEdits": {"deviceNodes": [{"path": f"{CHANNEL}0", "permissions": "rw"}]}},
+            {
+                "name": "3",
+                "containerEdits": {
+                    "deviceNodes": [{"path": f"{CHANNEL}3", "hostPath": f"/d{CHANNEL}3", "permissions": "rw"}]
+                },
+            },
+        ],
+    }
+    assert gds["devices"] == [
+        {
+            "name": "all",
+            "containerEdits": {
+                "deviceNodes": [{"path": "/dev/nvidia-fs0", "permissions": "rw"}],
+                "mounts": [
+                    {
+                        "hostPath": "/d/run/udev",
+                        "containerPath": "/run/udev",
+                        "options": ["ro", "nosuid", "nodev", "rbind", "rprivate"],
+                    }
+                ],
+            },
+        }
+    ]
+    assert [spec["devices"] for spec in (gdrcopy, mofed)] == [[], []]
+    assert cdi.names(imex) == {
+        "k8s.device-plugin.nvidia.com/imex-channel=0",
+        "k8s.device-plugin.nvidia.com/imex-channel=3",
+    }
+
+
+def test_each_kind_has_a_file_which_goes_when_nothing_of_it_is_left(tmp_path: Path) -> None:
+    there = (Feature(MOFED, "all", (("/dev/infiniband/rdma_cm", "/dev/infiniband/rdma_cm"),)),)
+    for spec in (built(node(gpu(0))), *cdi.build_features(there)):
+        cdi.write(str(tmp_path), spec)
+    vendor = "k8s.device-plugin.nvidia.com"
+    assert sorted(os.listdir(tmp_path)) == [f"{vendor}-gpu.json", f"{vendor}-mofed.json"]
+    for spec in cdi.build_features(()):
+        cdi.write(str(tmp_path), spec)
+    assert os.listdir(tmp_path) == [cdi.FILE_NAME]
 
 
 def driver_tree(root: Path) -> None:
@@ -313,7 +373,8 @@ def test_without_devices_which_cdi_does_not_allow_the_file_goes(tmp_path: Path) 
     for _ in range(2):
         assert cdi.write(str(tmp_path), empty) == str(tmp_path / cdi.FILE_NAME)
         assert os.listdir(tmp_path) == []
-    cdi.remove(str(tmp_path / "not there"))
+    cdi.write(str(tmp_path / "not there"), empty)
+    assert not (tmp_path / "not there").exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(

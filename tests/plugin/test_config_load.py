@@ -68,6 +68,7 @@ flags:
   gfd:
     oneshot: false
     sleepInterval: 60s
+imex: {channelIDs: [0], required: true}
 resources:
   gpus:
     - pattern: "A100-SXM4*"
@@ -111,6 +112,8 @@ def test_a_peers_file_with_everything_in_it_works_unchanged() -> None:
         gdrcopy_enabled=True,
         cdi_annotation_prefix="cdi.example.com/",
         nvidia_cdi_hook_path="/usr/local/bin/nvidia-ctk",
+        imex_channel_ids=(0,),
+        imex_required=True,
         mps_root="/run/mps",
         time_slicing=Sharing(
             rename_by_default=True,
@@ -135,14 +138,14 @@ def test_a_peers_file_with_everything_in_it_works_unchanged() -> None:
     )
     assert found.time_slicing is not None
     assert [entry.where for entry in found.time_slicing.resources] == [
-        "c.yaml:40:9",
-        "c.yaml:42:9",
-        "c.yaml:46:9",
+        "c.yaml:41:9",
+        "c.yaml:43:9",
+        "c.yaml:47:9",
     ]
     assert [rule.where for rule in (*found.gpu_rules, *found.mig_rules)] == [
-        "c.yaml:28:7",
-        "c.yaml:30:7",
-        "c.yaml:33:7",
+        "c.yaml:29:7",
+        "c.yaml:31:7",
+        "c.yaml:34:7",
     ]
 
 
@@ -218,6 +221,7 @@ SAMPLES = {
     "bool": None,
     "number": "7.5",
     "list": "0,GPU-1",
+    "integers": "0,7",
     "address": "127.0.0.1:80",
 }
 YAML_SAMPLES = {
@@ -269,6 +273,8 @@ def test_every_setting_can_be_given_by_each_flag_each_variable_and_each_key(opti
         literal = text if option.kind in ("bool", "number", "yaml") else json.dumps(text)
         if option.kind == "list":
             literal = json.dumps(text.split(","))
+        if option.kind == "integers":
+            literal = f"[{text}]"
         for step in reversed(key.split(".")):
             literal = f"{{{step}: {literal}}}"
         ways.append(value_of(from_file(literal), option.field))
@@ -377,7 +383,7 @@ hostDevices:
 - {resource: fpga, paths: [], count: 0, permissions: wr}
 - {resource: a.b/c, paths: [dev/x], group: maybe}
 health: {xids: {79: deadly, abc: fatal}, quietSeconds: -1}
-imex: {channelIDs: [0], required: true}
+imex: {channelIDs: [0, -1, x], required: maybe}
 log: 3
 rescanSeconds: .inf
 metrics: {address: "host:99999"}
@@ -419,7 +425,9 @@ def test_every_fault_of_a_file_is_told_at_once_with_its_line_and_column() -> Non
         "c.yaml:29:21: health.xids[79]: 'deadly' is not one of ignore, transient, fatal",
         "c.yaml:29:34: health.xids.abc: 'abc' is no XID: write a number",
         "c.yaml:29:56: health.quietSeconds: -1.0 is less than 0",
-        "c.yaml:30:25: imex.required: true is not supported: IMEX channels are not injected",
+        "c.yaml:30:20: imex.channelIDs: -1 is not from 0 to 1048575",
+        "c.yaml:30:28: imex.channelIDs[2]: 'x' is not a whole number",
+        "c.yaml:30:42: imex.required: 'maybe' is not true or false",
         "c.yaml:31:6: log: 3 is not a mapping of keys",
         "c.yaml:32:16: rescanSeconds: '.inf' is not a number",
         "c.yaml:33:20: metrics.address: 'host:99999' is no host:port or :port",
@@ -536,9 +544,8 @@ def test_words_of_old_yaml_are_booleans_as_with_the_peer() -> None:
 def test_the_peers_settings_that_do_nothing_here_are_accepted_with_a_warning() -> None:
     found = from_file(
         "flags: {useNodeFeatureAPI: true, restartOnDeviceUnhealthy: true, plugin: {cdiFeatureFlags: x}}\n"
-        "imex: {channelIDs: [0], required: false}\n",
+        "imex: {channelIDs: [], required: true}\n",
         "--device-discovery-strategy=nvml",
-        "--imex-channel-ids=0",
         USE_NODE_FEATURE_API="true",
     )
     assert found.warnings == (
@@ -546,18 +553,26 @@ def test_the_peers_settings_that_do_nothing_here_are_accepted_with_a_warning() -
         "this program",
         "c.yaml:1:34: flags.restartOnDeviceUnhealthy has no effect: devices recover without a restart",
         "c.yaml:1:75: flags.plugin.cdiFeatureFlags has no effect: they steer NVIDIA's generator of CDI specifications",
-        "c.yaml:2:8: imex.channelIDs has no effect: IMEX channels are not injected",
         "USE_NODE_FEATURE_API: flags.useNodeFeatureAPI has no effect: labels come from the gpu_info module, not from "
         "this program",
-        "--imex-channel-ids: imex.channelIDs has no effect: IMEX channels are not injected",
+        "c.yaml:2:34: imex.required has no effect without imex.channelIDs",
     )
     quiet = (
         "flags: {useNodeFeatureAPI: false, deviceDiscoveryStrategy: nvml, gfd: {}}\nimex: {channelIDs: []}"
     )
     assert from_file(quiet, "--imex-required=false").warnings == ()
-    assert faults("", "--imex-required") == [
-        "--imex-required: imex.required: true is not supported: IMEX channels are not injected"
-    ]
+
+
+def test_imex_channels_are_numbers_each_once() -> None:
+    found = load(["--imex-channel-ids=7, 0,7", "--imex-required"], {}, no_file)
+    assert (found.imex_channel_ids, found.imex_required) == ((7, 0), True)
+    assert load([], {"IMEX_CHANNEL_IDS": "1048575"}, no_file).imex_channel_ids == (1048575,)
+    for text, fault in (
+        ("0,x", "'x' is not a whole number"),
+        ("1048576", "1048576 is not from 0 to 1048575"),
+    ):
+        with pytest.raises(ConfigError, match=f"^IMEX_CHANNEL_IDS: {fault}$"):
+            load([], {"IMEX_CHANNEL_IDS": text}, no_file)
 
 
 def test_mps_refuses_larger_requests_whatever_the_file_says_and_says_so() -> None:

@@ -12,15 +12,16 @@ from gpu_device_plugin.devices import PcieAncestor, SourceError
 from gpu_device_plugin.health import Event
 from gpu_device_plugin.nvml import NvmlSource
 from gpu_device_plugin.nvml_events import EventMonitor
-from gpu_device_plugin.nvml_library import describe, locate, visible_roots
+from gpu_device_plugin.nvml_library import describe, locate
 from gpu_device_plugin.nvml_memory import Memory
 from gpu_device_plugin.nvml_read import bus_id
+from gpu_device_plugin.roots import visible_roots
 from kit import wait_until
 from testbed_nvml import Machine, standin
 
 
 def source_of(machine: Machine) -> NvmlSource:
-    return NvmlSource(dev_root=str(machine.root), sysfs=str(machine.sys), proc=str(machine.proc))
+    return NvmlSource(dev_roots=(str(machine.root),), sysfs=str(machine.sys), proc=str(machine.proc))
 
 
 @pytest.fixture

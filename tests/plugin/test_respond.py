@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from gpu_device_plugin.cdi import qualified as named
 from gpu_device_plugin.config import DEVICE_LIST_STRATEGIES, Settings, SharedResource, Sharing
 from gpu_device_plugin.devices import HostDevice, Snapshot
+from gpu_device_plugin.features import GDRCOPY, GDS, IMEX, Feature
 from gpu_device_plugin.resources import plan
 from gpu_device_plugin.respond import Answer, DeviceSpec, Mount, RequestError, Responder
 from hypothesis import given
@@ -58,8 +60,8 @@ def test_volume_mounts_name_each_device_by_a_mount() -> None:
 
 
 def test_cdi_annotations_and_cdi_cri_answer_qualified_names() -> None:
-    names = (uuid(0), uuid(1), uuid(2))
-    qualified = tuple(f"k8s.device-plugin.nvidia.com/gpu={name}" for name in names[:2])
+    names = tuple(f"k8s.device-plugin.nvidia.com/gpu={uuid(number)}" for number in range(3))
+    qualified = names[:2]
     key = "cdi.k8s.io/nvidia-device-plugin_a1"
     assert two(replace(BARE, device_list_strategy=("cdi-annotations",)), names) == Answer(
         annotations={key: ",".join(qualified)}
@@ -120,7 +122,9 @@ def test_driver_mounts_bring_the_driver_and_the_nodes_for_hosts_without_a_runtim
 
 
 def test_all_strategies_together_add_up() -> None:
-    answer = two(Settings(device_list_strategy=DEVICE_LIST_STRATEGIES), (uuid(0), uuid(1)))
+    answer = two(
+        Settings(device_list_strategy=DEVICE_LIST_STRATEGIES), (named("gpu", uuid(0)), named("gpu", uuid(1)))
+    )
     assert list(answer.envs) == ["NVIDIA_VISIBLE_DEVICES"]
     assert len(answer.mounts) == 3
     assert len(answer.devices) == 4
@@ -142,6 +146,60 @@ def test_gds_gdrcopy_and_mofed_are_asked_for_by_variables() -> None:
         "NVIDIA_MOFED": "enabled",
     }
     assert two(replace(BARE, gds_enabled=True)).envs["NVIDIA_GDS"] == "enabled"
+
+
+CHANNEL = "/dev/nvidia-caps-imex-channels/channel"
+FEATURES = (
+    Feature(IMEX, "0", ((f"{CHANNEL}0", f"/root{CHANNEL}0"),)),
+    Feature(IMEX, "7", ((f"{CHANNEL}7", f"{CHANNEL}7"),)),
+    Feature(GDRCOPY, "all", (("/dev/gdrdrv", "/dev/gdrdrv"),)),
+    Feature(
+        GDS, "all", (("/dev/nvidia-fs0", "/dev/nvidia-fs0"),), (("/etc/cufile.json", "/d/etc/cufile.json"),)
+    ),
+)
+GPU_NAME = named("gpu", uuid(0))
+
+
+def featured(settings: Settings, cdi: tuple[str, ...] = ()) -> Answer:
+    """One GPU of a node that has two IMEX channels, GDRCopy and GPUDirect Storage."""
+    resource = plan(node(gpu(0)), settings).resources[0]
+    return Responder(resource, settings, (), cdi, FEATURES).respond([uuid(0)], "a")
+
+
+def test_imex_channels_are_asked_for_as_gpus_are() -> None:
+    root = "/var/run/nvidia-container-devices"
+    assert featured(BARE).envs == {"NVIDIA_VISIBLE_DEVICES": uuid(0), "NVIDIA_IMEX_CHANNELS": "0,7"}
+    assert featured(replace(BARE, device_list_strategy=("volume-mounts",))) == Answer(
+        envs={"NVIDIA_VISIBLE_DEVICES": root},
+        mounts=tuple(Mount(f"{root}/{mark}", "/dev/null") for mark in (uuid(0), "imex/0", "imex/7")),
+    )
+    assert "NVIDIA_IMEX_CHANNELS" not in two(BARE).envs
+
+
+def test_device_specs_hold_the_channels_and_nothing_else_that_the_runtime_brings() -> None:
+    assert featured(Settings()).devices == (
+        DeviceSpec("/dev/nvidia0", "/dev/nvidia0"),
+        DeviceSpec(f"{CHANNEL}0", f"/root{CHANNEL}0"),
+        DeviceSpec(f"{CHANNEL}7", f"{CHANNEL}7"),
+    )
+
+
+def test_cdi_names_every_feature_that_was_written_and_no_other() -> None:
+    written = (named(IMEX, "0"), GPU_NAME, named(GDS, "all"))
+    settings = replace(BARE, device_list_strategy=("cdi-cri", "cdi-annotations"))
+    answer = featured(settings, written)
+    assert answer.cdi_devices == (GPU_NAME, named(IMEX, "0"), named(GDS, "all"))
+    assert list(answer.annotations.values()) == [",".join(answer.cdi_devices)]
+    assert answer.envs == {}
+
+
+def test_without_a_runtime_the_nodes_and_files_of_features_are_brought_too() -> None:
+    answer = featured(replace(BARE, device_list_strategy=("driver-mounts",)))
+    assert [(spec.container_path, spec.host_path) for spec in answer.devices] == [
+        ("/dev/nvidia0", "/dev/nvidia0"),
+        *(pair for feature in FEATURES for pair in feature.nodes),
+    ]
+    assert answer.mounts[1:] == (Mount("/etc/cufile.json", "/d/etc/cufile.json", True),)
 
 
 def sharing(kind: str, fail: bool = False) -> Settings:

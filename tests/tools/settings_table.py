@@ -30,6 +30,7 @@ def values(option: Option) -> str:
         "bool": "true, false",
         "number": "seconds",
         "list": "list",
+        "integers": "numbers",
         "address": "host:port",
         "yaml": "structure, below",
     }

@@ -1,4 +1,4 @@
-"""The CDI specification of this node's GPUs: building it (pure) and writing it (atomic).
+"""The CDI specifications of this node: building them (pure) and writing them (atomic).
 
 The content follows what ``nvidia-ctk cdi generate`` makes: device nodes for each GPU and slice, and for all of them the
 control nodes, the driver's libraries and programs, and hooks that link and cache the libraries. The format is CDI's
@@ -11,31 +11,22 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from posixpath import basename, dirname, normpath
+from posixpath import basename, dirname
 from typing import Any
 
 from .config import Settings
 from .devices import Plan, Snapshot
+from .features import KINDS, Feature
+from .roots import LIBRARY_FOLDERS, below, device_root
 
 VENDOR = "k8s.device-plugin.nvidia.com"
 CLASS = "gpu"
-KIND = f"{VENDOR}/{CLASS}"
 FILE_NAME = f"{VENDOR}-{CLASS}.json"
 VERSION = "0.5.0"
 
-LIBRARY_DIRECTORIES = (
-    "usr/lib64",
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/aarch64-linux-gnu",
-    "lib64",
-    "lib/x86_64-linux-gnu",
-    "lib/aarch64-linux-gnu",
-    "usr/lib/x86_64-linux-gnu/nvidia/current",
-    "usr/lib/aarch64-linux-gnu/nvidia/current",
-)
 BINARIES = (
     "nvidia-cuda-mps-control",
     "nvidia-cuda-mps-server",
@@ -45,6 +36,8 @@ BINARIES = (
 )
 SOCKETS = ("run/nvidia-fabricmanager/socket", "run/nvidia-persistenced/socket")
 _OPTIONS = ["ro", "nosuid", "nodev", "rbind", "rprivate"]
+_SOCKET_OPTIONS = ["nosuid", "nodev", "rbind", "rprivate", "noexec"]
+"""Not read-only, as nvidia-ctk from 1.18.2 on: a container that runs containers could not hand it on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +50,12 @@ class DriverFiles:
     """Firmware files and sockets."""
 
 
+def qualified(kind: str, name: str) -> str:
+    """A device as requests name it: ``k8s.device-plugin.nvidia.com/gpu=GPU-...``; ``kind`` is CLASS or one of
+    features.KINDS."""
+    return f"{VENDOR}/{kind}={name}"
+
+
 def find_driver_files(root: str, driver_version: str | None) -> DriverFiles:
     """Looks below ``root`` (the driver root as this process sees it) for files of this version, which NVML told; what
     isn't there is left out. The only reading this module does; no errors."""
@@ -64,7 +63,7 @@ def find_driver_files(root: str, driver_version: str | None) -> DriverFiles:
         return DriverFiles()
     base = Path(root)
     libraries: dict[Path, str] = {}
-    for directory in LIBRARY_DIRECTORIES:
+    for directory in LIBRARY_FOLDERS:
         for path in sorted((base / directory).glob(f"lib*.so.{driver_version}")):
             with contextlib.suppress(OSError):
                 libraries.setdefault(path.resolve(strict=True), f"/{path.relative_to(base)}")
@@ -82,19 +81,19 @@ def build(
 ) -> dict[str, Any]:
     """The specification as JSON values; pure. One device a GPU or slice that is offered, named as answers name it."""
     by_index = settings.device_id_strategy == "index"
-    root = settings.nvidia_dev_root or settings.nvidia_driver_root
+    root = device_root(settings)
     devices: dict[str, dict[str, Any]] = {}
     for resource in plan.resources:
         for device in resource.devices:
             name = device.index if by_index else device.uuid
             if device.gpu_uuid is not None and device.paths and name not in devices:
-                nodes = [_node(path, root) for path in device.paths]
+                nodes = [_node(path, below(root, path)) for path in device.paths]
                 devices[name] = {"name": name, "containerEdits": {"deviceNodes": nodes}}
     edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     if snapshot.control_paths:
-        edits["deviceNodes"] = [_node(path, root) for path in snapshot.control_paths]
+        edits["deviceNodes"] = [_node(path, below(root, path)) for path in snapshot.control_paths]
     mounts = [
-        _mount(path, settings.nvidia_driver_root)
+        _mount(path, below(settings.nvidia_driver_root, path))
         for path in (*driver.libraries, *driver.binaries, *driver.others)
     ]
     if mounts:
@@ -102,21 +101,35 @@ def build(
     hooks = _hooks(settings.nvidia_cdi_hook_path, driver.libraries)
     if hooks:
         edits["hooks"] = hooks
-    return {"cdiVersion": VERSION, "kind": KIND, "devices": list(devices.values()), "containerEdits": edits}
+    return _specification(CLASS, list(devices.values())) | {"containerEdits": edits}
 
 
-def _below(root: str, path: str) -> str:
-    return normpath(f"{root}/{path}").replace("//", "/")
+def build_features(features: Sequence[Feature]) -> tuple[dict[str, Any], ...]:
+    """A specification for each kind of feature, in the order of KINDS; one without devices where there is none."""
+    specs = []
+    for kind in KINDS:
+        devices = []
+        for feature in features:
+            if feature.kind == kind:
+                edits: dict[str, Any] = {"deviceNodes": [_node(path, host) for path, host in feature.nodes]}
+                if feature.mounts:
+                    edits["mounts"] = [_mount(path, host) for path, host in feature.mounts]
+                devices.append({"name": feature.name, "containerEdits": edits})
+        specs.append(_specification(kind, devices))
+    return tuple(specs)
 
 
-def _node(path: str, root: str) -> dict[str, Any]:
-    host = _below(root, path)
+def _specification(kind: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"cdiVersion": VERSION, "kind": f"{VENDOR}/{kind}", "devices": devices}
+
+
+def _node(path: str, host: str) -> dict[str, Any]:
     return {"path": path, **({"hostPath": host} if host != path else {}), "permissions": "rw"}
 
 
-def _mount(path: str, root: str) -> dict[str, Any]:
-    options = [*_OPTIONS, "noexec"] if path.lstrip("/") in SOCKETS else list(_OPTIONS)
-    return {"hostPath": _below(root, path), "containerPath": path, "options": options}
+def _mount(path: str, host: str) -> dict[str, Any]:
+    options = _SOCKET_OPTIONS if path.lstrip("/") in SOCKETS else _OPTIONS
+    return {"hostPath": host, "containerPath": path, "options": list(options)}
 
 
 def _hooks(program: str, libraries: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -140,23 +153,28 @@ def _hooks(program: str, libraries: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def names(spec: Mapping[str, Any]) -> frozenset[str]:
-    """Device names in it, unqualified: what :class:`respond.Responder` may answer."""
-    return frozenset(device["name"] for device in spec["devices"])
+    """Qualified names of the devices in it: what :class:`respond.Responder` may answer."""
+    return frozenset(f"{spec['kind']}={device['name']}" for device in spec["devices"])
+
+
+def file_name(spec: Mapping[str, Any]) -> str:
+    """``k8s.device-plugin.nvidia.com-gpu.json``."""
+    return f"{spec['kind'].replace('/', '-')}.json"
 
 
 def write(directory: str, spec: Mapping[str, Any]) -> str:
-    """Write FILE_NAME in ``directory`` atomically, only if it differs; the path. Without devices, which CDI doesn't
+    """Write its file in ``directory`` atomically, only if it differs; the path. Without devices, which CDI doesn't
     allow, the file is taken away instead. Raises OSError."""
-    path = Path(directory) / FILE_NAME
+    path = Path(directory) / file_name(spec)
     if not spec["devices"]:
-        remove(directory)
+        path.unlink(missing_ok=True)
         return str(path)
     text = json.dumps(spec, indent=2) + "\n"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if path.read_text(encoding="utf-8") == text:
             return str(path)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE_NAME}.{os.getpid()}")  # a name that CDI's readers pass over
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a name that CDI's readers pass over
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -167,8 +185,3 @@ def write(directory: str, spec: Mapping[str, Any]) -> str:
             temporary.unlink()
         raise
     return str(path)
-
-
-def remove(directory: str) -> None:
-    """Take the file away; nothing happens when it isn't there. Raises OSError."""
-    (Path(directory) / FILE_NAME).unlink(missing_ok=True)

@@ -10,22 +10,22 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import status
 from .config import CDI_ANNOTATIONS, CDI_CRI, Settings
 from .config_load import ConfigError, load
-from .daemon import dev_root, read_file
+from .daemon import read_file
 from .devices import Snapshot, SourceError
 from .engine import HEALTH_FILE
 from .files import boot_id
 from .health import load_book
 from .hostdev import HostDeviceSource
 from .nvml import NvmlSource
-from .nvml_library import visible_roots
 from .nvml_read import proc_gpus
 from .resources import plan
+from .roots import dev_root, dev_roots, visible_roots
 
 GPU_CLASSES = ("0x0300", "0x0302")
 """VGA and 3D controllers (PCI class code, upper 16 bits)."""
@@ -69,7 +69,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
     for warning in settings.warnings:
         yield Finding("settings", "warn", warning)
     roots = visible_roots(settings.nvidia_driver_root, settings.container_driver_root)
-    source = NvmlSource(roots, dev_root(settings), SYSFS, PROC)
+    source = NvmlSource(roots, dev_roots(settings), SYSFS, PROC)
     snapshot = Snapshot()
     bus = gpus_on_bus(SYSFS)
     try:
@@ -87,12 +87,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         there = HostDeviceSource(settings.host_devices).scan()
         for problem in there.problems:
             yield Finding("host devices", "warn", problem)
-        snapshot = Snapshot(
-            gpus=snapshot.gpus,
-            links=snapshot.links,
-            host_devices=there.host_devices,
-            control_paths=snapshot.control_paths,
-        )
+        snapshot = replace(snapshot, host_devices=there.host_devices)
     yield from _plan(snapshot, source, settings)
     source.close()
     yield from _kubelet(settings)
@@ -120,7 +115,7 @@ def _gpus(snapshot: Snapshot, bus: list[str]) -> Iterator[Finding]:
 def _nodes(snapshot: Snapshot, settings: Settings) -> Iterator[Finding]:
     if not snapshot.gpus:
         return
-    root = dev_root(settings).rstrip("/")
+    root = dev_root(dev_roots(settings))
     minors = (entry.get("minor") for entry in proc_gpus(PROC).values())
     wanted = [path for gpu in snapshot.gpus for path in gpu.paths]
     wanted += [path for gpu in snapshot.gpus for one in gpu.slices for path in one.capability_paths]

@@ -105,6 +105,9 @@ class Settings:
     gds_enabled: bool = False
     mofed_enabled: bool = False
     gdrcopy_enabled: bool = False
+    imex_channel_ids: tuple[int, ...] = ()
+    """Numbers of /dev/nvidia-caps-imex-channels/channelN."""
+    imex_required: bool = False
     cdi_annotation_prefix: str = "cdi.k8s.io/"
     cdi_spec_dir: str = "/var/run/cdi"
     nvidia_cdi_hook_path: str = "/usr/bin/nvidia-cdi-hook"

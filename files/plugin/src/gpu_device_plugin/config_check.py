@@ -22,6 +22,10 @@ MAX_REPLICAS = 50_000
 """K18: no list with more is offered, so no single device may ask for more."""
 
 
+CHANNELS = 1 << 20
+"""An IMEX channel's number is its node's minor number, which has 20 bits. The peer takes channel 0 alone."""
+
+
 @dataclass(slots=True)
 class Load:
     """What one call of :func:`config_load.load` gathers."""
@@ -65,6 +69,10 @@ def check(settings: Settings, work: Load) -> None:
                 fault_at(work, name, (number, "pattern"), "empty; '*' matches everything")
     for number, device in _entries(work, "host_devices"):
         _check_host_device(work, number, device)
+    if settings.imex_required and not settings.imex_channel_ids:
+        work.warnings.append(
+            f"{work.places['imex_required']}: imex.required has no effect without imex.channelIDs"
+        )
     _check_sharing(settings, work)
     _check_health(settings, work)
 
@@ -87,6 +95,10 @@ def _bad_value(option: Option, value: Any) -> Iterator[str]:
         for item in value:
             if item not in option.choices:
                 yield unknown_value(item, option.choices)
+    if option.kind == "integers":
+        for number in value:
+            if not 0 <= number < CHANNELS:
+                yield f"{number} is not from 0 to {CHANNELS - 1}"
     if option.kind == "number" and not (
         math.isfinite(value) and (value > 0 or option.field.startswith("health."))
     ):

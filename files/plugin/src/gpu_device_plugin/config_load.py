@@ -135,6 +135,7 @@ def _metavar(option: Option) -> str:
         "bool": "true|false",
         "number": "N",
         "list": "A,B",
+        "integers": "N,M",
         "choices": "A,B",
         "yaml": "YAML",
         "address": "HOST:PORT",
@@ -165,7 +166,7 @@ def _from_command_line(argv: Sequence[str], work: Load) -> tuple[dict[str, tuple
     found = {}
     for name, texts in vars(known).items():
         if texts:
-            several = name in kinds and kinds[name].kind in ("list", "choices")
+            several = name in kinds and kinds[name].kind in ("list", "integers", "choices")
             found[name] = (",".join(texts) if several else texts[-1], flags[name])
     return found, unknown
 
@@ -181,6 +182,12 @@ def _convert(option: Option, text: str, where: str, work: Load) -> None:  # noqa
             return work.put(option.field, float(text), where)
         except ValueError:
             return work.fault(where, f"{text!r} is not a number")
+    if option.kind == "integers":
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        wrong = [word for word in words if not re.fullmatch("[0-9]{1,9}", word, re.ASCII)]
+        if wrong:
+            return work.fault(where, f"{wrong[0]!r} is not a whole number")
+        return work.put(option.field, tuple(map(int, words)), where)
     if option.kind in ("list", "choices"):
         return work.put(option.field, tuple(item.strip() for item in text.split(",") if item.strip()), where)
     if option.kind == "choice" and text not in option.choices:
@@ -270,7 +277,7 @@ def _take(option: Option, decoded: Any, document: Document, work: Load) -> None:
 def _ignore(key: str, where: str, why: str, value: Any, work: Load) -> None:
     flags = {ignored.key: ignored.flags[0] for ignored in IGNORED if ignored.flags}
     text = str(value).strip().lower()
-    if text in ("", "auto", "nvml") or (text in ("false", "0", "f") and key != "imex.channelIDs"):
+    if text in ("", "auto", "nvml", "false", "0", "f"):
         return
     if REFUSED_VALUES.get(flags.get(key, "")) == ("true" if text in ("1", "t") else text):
         work.fault(where, f"{key}: {text} is not supported: {why}")
@@ -289,7 +296,7 @@ def _settings(work: Load) -> Settings:
         if name in _BUILD:
             document, path = work.documents[name]
             value = _BUILD[name](given, document, path, prefix)
-        elif name in ("device_list_strategy", "include", "exclude"):
+        elif name in ("device_list_strategy", "imex_channel_ids", "include", "exclude"):
             value = tuple(dict.fromkeys(given))
         (parts[part] if part else top)[inner] = value
     settings = Settings(

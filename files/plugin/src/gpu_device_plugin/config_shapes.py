@@ -94,8 +94,8 @@ class ResourcesFile:
 class ImexFile:
     """``imex``."""
 
-    channelIDs: tuple[int, ...] = ()
-    required: bool = False
+    channelIDs: tuple[int, ...] | None = None
+    required: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from .engine import STUCK_SECONDS, Engine, HealthChange, Scan
 from .loop import Loop
 from .nvml import NvmlSource
 from .nvml_events import EventMonitor
-from .nvml_library import visible_roots
+from .roots import dev_roots, visible_roots
 from .scanner import Scanner
 from .state import State
 from .status import StatusServer, report
@@ -41,14 +41,6 @@ STUCK_CHECK_SECONDS = 5.0
 def read_file(path: str) -> bytes:
     """For :func:`config_load.load`."""
     return Path(path).read_bytes()
-
-
-def dev_root(settings: Settings) -> str:
-    """Where this process sees the parent of the node's /dev."""
-    inside = settings.container_driver_root
-    if os.path.exists(f"{inside}/dev/nvidiactl"):
-        return inside
-    return settings.nvidia_dev_root or settings.nvidia_driver_root
 
 
 class Daemon:
@@ -74,7 +66,7 @@ class Daemon:
         self._watch: FileWatch | None = None
         self._status: StatusServer | None = None
         self.roots = visible_roots(settings.nvidia_driver_root, settings.container_driver_root)
-        self.nvml = NvmlSource(self.roots, dev_root(settings), state_dir=settings.state_dir)
+        self.nvml = NvmlSource(self.roots, dev_roots(settings), state_dir=settings.state_dir)
         self.engine = Engine(
             self.loop,
             settings,
@@ -83,7 +75,7 @@ class Daemon:
             rescan=self._rescan,
             published=self._published,
             shared_fault=self._mps_fault,
-            driver_root=self.roots[0] if self.roots else "/",
+            driver_root=(*self.roots, "/")[0],
         )
         engine, loop = self.engine, self.loop
         self.monitor = EventMonitor(
@@ -306,8 +298,9 @@ class Daemon:
             new.nvidia_dev_root,
         ):
             self.roots = visible_roots(new.nvidia_driver_root, new.container_driver_root)
-            roots, root = self.roots, dev_root(new)
-            threading.Thread(target=lambda: self.nvml.move(roots, root), daemon=True).start()
+            self.engine.driver_root = (*self.roots, "/")[0]
+            roots, places = self.roots, dev_roots(new)
+            threading.Thread(target=lambda: self.nvml.move(roots, places), daemon=True).start()
         if old.run_dir != new.run_dir:
             self._open_status()
         if old.metrics_address != new.metrics_address:

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .features import Node
+
 
 class PcieAncestor(enum.IntEnum):
     """Closest common PCIe ancestor of two GPUs; the value is the peer's score of the pair."""
@@ -96,6 +98,8 @@ class Snapshot:
     host_devices: tuple[HostDevice, ...] = ()
     control_paths: tuple[str, ...] = ()
     """The nodes every GPU container gets where they exist: nvidiactl, nvidia-uvm, nvidia-uvm-tools, nvidia-modeset."""
+    feature_nodes: tuple[Node, ...] = ()
+    """Nodes of IMEX, GDRCopy, GPUDirect Storage and MOFED that are there (:mod:`features`)."""
     driver_version: str | None = None
     cuda_version: str | None = None
     """``13.0``, from NVML's number 13000."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import cdi, logs
+from . import cdi, features, logs
 from .config import CDI_ANNOTATIONS, CDI_CRI, Settings
 from .counters import Counters
 from .devices import Device, Plan, ResourcePlan, Snapshot
@@ -85,7 +85,7 @@ class Engine:
         self._rescan = rescan
         self._published = published
         self._shared_fault = shared_fault
-        self._driver_root = driver_root
+        self.driver_root = driver_root
         self.scan = Scan()
         self.scanned = False
         """Whether any scan has come back."""
@@ -98,8 +98,9 @@ class Engine:
         self._again: Timer | None = None
         self._due: Timer | None = None
         self._cdi_names: frozenset[str] = frozenset()
+        self._features: tuple[features.Feature, ...] = ()
         self.cdi_problem: str | None = None
-        self._driver_files: tuple[str | None, cdi.DriverFiles] = (None, cdi.DriverFiles())
+        self._driver_files: tuple[object, cdi.DriverFiles] = (None, cdi.DriverFiles())
         self._health: dict[tuple[str, str], str | None] = {}
         self.state_problem: str | None = None
 
@@ -213,15 +214,15 @@ class Engine:
             self._state.world.offers, wanted, self._leaving, time.monotonic()
         )
         matrix = scores(self.scan.snapshot)
-        control = self.scan.snapshot.control_paths
+        control, given = self.scan.snapshot.control_paths, self._features
 
         def desk(resource: ResourcePlan) -> Desk:
             return Desk(
-                Responder(resource, settings, control, self._cdi_names),
+                Responder(resource, settings, control, self._cdi_names, given),
                 Chooser(resource, matrix, settings.shared_devices_allocation_policy),
             )
 
-        basis = (settings, control, self._cdi_names, matrix)
+        basis = (settings, control, self._cdi_names, given, matrix)
         self._state.publish(settings, self.scan.snapshot, served, desk, basis)
         if self._again is not None:
             self._again.cancel()
@@ -255,24 +256,29 @@ class Engine:
         return replace(wanted, resources=tuple(resources))
 
     def _write_cdi(self, wanted: Plan) -> None:
-        """The specification before any answer names something in it."""
+        """The specifications before any answer names something in them."""
         settings = self.settings
+        nodes = self.scan.snapshot.feature_nodes
+        storage = features.find_storage_files(self.driver_root) if settings.gds_enabled else ()
+        self._features = features.given(settings, nodes, storage)
         if not {CDI_ANNOTATIONS, CDI_CRI} & set(settings.device_list_strategy):
             self._cdi_names, self.cdi_problem = frozenset(), None
             return
-        version = self.scan.snapshot.driver_version
-        if self._driver_files[0] != version:
-            self._driver_files = (version, cdi.find_driver_files(self._driver_root, version))
-        specification = cdi.build(wanted, self.scan.snapshot, settings, self._driver_files[1])
+        basis = (self.driver_root, self.scan.snapshot.driver_version)
+        if self._driver_files[0] != basis:
+            self._driver_files = (basis, cdi.find_driver_files(*basis))
+        gpus = cdi.build(wanted, self.scan.snapshot, settings, self._driver_files[1])
+        specifications = (gpus, *cdi.build_features(self._features))
         try:
-            cdi.write(settings.cdi_spec_dir, specification)
+            for specification in specifications:
+                cdi.write(settings.cdi_spec_dir, specification)
         except OSError as error:
-            problem = f"can't write the CDI specification into {settings.cdi_spec_dir}: {error.strerror}"
+            problem = f"can't write the CDI specifications into {settings.cdi_spec_dir}: {error.strerror}"
             if problem != self.cdi_problem:
                 log.error("CDI", problem=problem)
             self._cdi_names, self.cdi_problem = frozenset(), problem
             return
-        self._cdi_names, self.cdi_problem = cdi.names(specification), None
+        self._cdi_names, self.cdi_problem = frozenset().union(*map(cdi.names, specifications)), None
 
     def _changes(self, served: Plan) -> tuple[HealthChange, ...]:
         """Who became healthy or unhealthy since the last publication, replicas taken together; logged and counted."""

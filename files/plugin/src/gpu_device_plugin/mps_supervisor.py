@@ -21,6 +21,7 @@ from . import logs, mps
 from .config import Settings
 from .devices import ResourcePlan
 from .loop import Loop
+from .roots import PROGRAM_FOLDERS
 
 log = logs.Log("mps")
 
@@ -44,7 +45,7 @@ def find_binary(roots: Sequence[str], name: str = BINARY) -> str | None:
     if found:
         return found
     for root in roots:
-        for folder in ("usr/bin", "bin", "usr/local/bin", "opt/bin"):
+        for folder in PROGRAM_FOLDERS:
             path = Path(root) / folder / name
             if os.access(path, os.X_OK):
                 return str(path)

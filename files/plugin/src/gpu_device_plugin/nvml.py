@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import logs
+from . import features, logs
 from .devices import Gpu, Link, Snapshot, SourceError
 from .health import Probe
 from .nvml_library import GONE, LOST, NOT_SUPPORTED, Library, describe
@@ -31,6 +31,7 @@ from .nvml_read import (
     recovery_action,
     text_of,
 )
+from .roots import dev_root
 
 log = logs.Log("nvml")
 
@@ -56,16 +57,16 @@ class NvmlSource:
     def __init__(
         self,
         roots: tuple[str, ...] = (),
-        dev_root: str = "/",
+        dev_roots: tuple[str, ...] = ("",),
         sysfs: str = "/sys",
         proc: str = "/proc",
         state_dir: str | None = None,
     ) -> None:
-        """``roots``: driver roots as this process sees them; ``dev_root``: where /dev's parent is seen;
+        """``roots``: driver roots as this process sees them; ``dev_roots``: where /dev's parent may be seen;
         ``state_dir``: where GPUs are remembered over restarts."""
         self.library = Library(roots)
         self.lock = threading.RLock()
-        self._dev_root = dev_root.rstrip("/")
+        self._dev_roots = dev_roots
         self._sysfs = sysfs
         self._proc = proc
         self._memory = Memory(state_dir)
@@ -116,12 +117,12 @@ class NvmlSource:
         with self.lock:
             self.library.close()
 
-    def move(self, roots: tuple[str, ...], dev_root: str) -> None:
+    def move(self, roots: tuple[str, ...], dev_roots: tuple[str, ...]) -> None:
         """From the next scan on the driver is looked for elsewhere."""
         with self.lock:
             self.close()
             self.library = Library(roots)
-            self._dev_root = dev_root.rstrip("/")
+            self._dev_roots = dev_roots
             self._known.clear()
             self._links = ((), 0, ())
 
@@ -170,10 +171,12 @@ class NvmlSource:
             else gpu
             for gpu in gpus
         )
+        nodes_below = dev_root(self._dev_roots)
         return Snapshot(
             gpus=gpus,
             links=self._matrix(api, gpus),
-            control_paths=tuple(path for path in CONTROL_NODES if os.path.exists(self._dev_root + path)),
+            control_paths=tuple(path for path in CONTROL_NODES if os.path.exists(nodes_below + path)),
+            feature_nodes=features.find(self._dev_roots),
             driver_version=text_of(api, api.nvmlSystemGetDriverVersion),
             cuda_version=cuda_version(api),
             problems=(

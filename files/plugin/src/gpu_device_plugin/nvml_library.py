@@ -9,25 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 from .devices import SourceError
+from .roots import LIBRARY_FOLDERS
 
 SONAME = "libnvidia-ml.so.1"
-FOLDERS = (
-    "usr/lib64",
-    "usr/lib/x86_64-linux-gnu",
-    "usr/lib/aarch64-linux-gnu",
-    "lib64",
-    "lib/x86_64-linux-gnu",
-    "lib/aarch64-linux-gnu",
-    "usr/lib",
-    "lib",
-)
-"""Where a driver root keeps its libraries: distributions, and driver containers (`lib64`, GKE)."""
-
 GONE = (1, 9, 18)
 """NVML codes after which nothing works until it is opened again: UNINITIALIZED, DRIVER_NOT_LOADED,
 LIB_RM_VERSION_MISMATCH (the driver was upgraded under us)."""
@@ -49,7 +37,7 @@ _ADVICE = {
 def locate(roots: tuple[str, ...]) -> str | None:
     """The library's path below the first root that has it, None where none has."""
     for root in roots:
-        for folder in FOLDERS:
+        for folder in LIBRARY_FOLDERS:
             path = Path(root) / folder / SONAME
             if path.exists():
                 return str(path)
@@ -122,12 +110,3 @@ class Library:
 
             with contextlib.suppress(OSError):
                 _ctypes.dlclose(library._handle)
-
-
-def visible_roots(driver_root: str, container_driver_root: str) -> tuple[str, ...]:
-    """Where the driver may be as this process sees it: in a pod the driver root is mounted at the container's; on the
-    host it is the path itself. "/" is left to the loader."""
-    roots = [container_driver_root] if os.path.isdir(container_driver_root) else []
-    if driver_root.rstrip("/"):
-        roots.append(driver_root)
-    return tuple(roots)

@@ -18,8 +18,8 @@ class Option:
     field: str
     """Attribute of Settings, dotted where it is in a part of it."""
     kind: str
-    """``text``, ``path`` (absolute), ``bool``, ``number``, ``list`` (comma separated), ``choice``, ``choices``,
-    ``address``, or ``yaml`` (the file's structure, written in YAML or JSON)."""
+    """``text``, ``path`` (absolute), ``bool``, ``number``, ``list`` and ``integers`` (comma separated), ``choice``,
+    ``choices``, ``address``, or ``yaml`` (the file's structure, written in YAML or JSON)."""
     help: str
     flags: tuple[str, ...]
     env: tuple[str, ...]
@@ -156,14 +156,21 @@ OPTIONS: tuple[Option, ...] = (
         "distributed",
         "packed",
     ),
-    _peer("gds_enabled", "bool", "gds-enabled", "GDS_ENABLED", "flags.gdsEnabled", "set NVIDIA_GDS=enabled"),
+    _peer(
+        "gds_enabled",
+        "bool",
+        "gds-enabled",
+        "GDS_ENABLED",
+        "flags.gdsEnabled",
+        "GPUDirect Storage: set NVIDIA_GDS=enabled, name its nodes by CDI",
+    ),
     _peer(
         "mofed_enabled",
         "bool",
         "mofed-enabled",
         "MOFED_ENABLED",
         "flags.mofedEnabled",
-        "set NVIDIA_MOFED=enabled",
+        "MOFED: set NVIDIA_MOFED=enabled, name its nodes by CDI",
     ),
     _peer(
         "gdrcopy_enabled",
@@ -171,7 +178,23 @@ OPTIONS: tuple[Option, ...] = (
         "gdrcopy-enabled",
         "GDRCOPY_ENABLED",
         "flags.gdrcopyEnabled",
-        "set NVIDIA_GDRCOPY=enabled",
+        "GDRCopy: set NVIDIA_GDRCOPY=enabled, name its node by CDI",
+    ),
+    _peer(
+        "imex_channel_ids",
+        "integers",
+        "imex-channel-ids",
+        "IMEX_CHANNEL_IDS",
+        "imex.channelIDs",
+        "IMEX channels that every container with a GPU is given, where the node has them",
+    ),
+    _peer(
+        "imex_required",
+        "bool",
+        "imex-required",
+        "IMEX_REQUIRED",
+        "imex.required",
+        "give out no GPU while one of these channels is not there",
     ),
     _peer(
         "cdi_annotation_prefix",
@@ -407,16 +430,9 @@ IGNORED: tuple[Ignored, ...] = (
         ("--cdi-feature-flags",),
         ("CDI_FEATURE_FLAGS",),
     ),
-    Ignored(
-        "imex.channelIDs",
-        "IMEX channels are not injected",
-        ("--imex-channel-ids",),
-        ("IMEX_CHANNEL_IDS",),
-    ),
-    Ignored("imex.required", "IMEX channels are not injected", ("--imex-required",), ("IMEX_REQUIRED",)),
 )
 
-REFUSED_VALUES = {"--device-discovery-strategy": "tegra", "--imex-required": "true"}
+REFUSED_VALUES = {"--device-discovery-strategy": "tegra"}
 """Ignored flags whose value is a need that we can't meet, so that a warning would not do."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 
+from . import features
 from .config import ResourceRule, Settings, SharedResource
 from .devices import Device, Gpu, HostDevice, MigSlice, Plan, ResourcePlan, Snapshot
 from .mps import max_clients
@@ -30,6 +31,8 @@ class _Work:
     snapshot: Snapshot
     settings: Settings
     faults: FaultLookup
+    lacking: str | None = None
+    """Why no GPU at all may be given out."""
     offered: dict[str, list[Device]] = field(default_factory=dict)
     shared: dict[str, tuple[str, bool]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -41,7 +44,14 @@ class _Work:
 
 def plan(snapshot: Snapshot, settings: Settings, faults: FaultLookup = no_faults) -> Plan:
     """Pure; never raises. ``problems`` and ``errors`` of the plan say what could not be offered and why."""
-    work = _Work(snapshot, settings, faults, problems=list(snapshot.problems))
+    lacking = features.required_fault(settings, snapshot.feature_nodes) if snapshot.gpus else None
+    work = _Work(snapshot, settings, faults, lacking, problems=list(snapshot.problems))
+    if lacking is not None:
+        work.errors.append(
+            f"imex.required: {lacking}; no GPU is given out: {features.NEXT_STEP[features.IMEX]}"
+        )
+    elif snapshot.gpus:
+        work.problems += features.missing(settings, snapshot.feature_nodes)
     gpus = _chosen(work)
     if settings.mig_strategy == "single" and any(gpu.mig_enabled or gpu.slices for gpu in gpus):
         _offer_single(work, gpus)
@@ -204,7 +214,7 @@ def _gpu_device(work: _Work, gpu: Gpu, resource: str) -> Device:
         paths=gpu.paths,
         numa_node=_numa(gpu.numa_node),
         memory_bytes=gpu.memory_bytes,
-        fault=gpu.fault or work.faults(gpu.uuid, None, None),
+        fault=gpu.fault or work.faults(gpu.uuid, None, None) or work.lacking,
     )
 
 
@@ -221,7 +231,7 @@ def _slice_device(work: _Work, gpu: Gpu, piece: MigSlice, resource: str) -> Devi
         paths=(*gpu.paths, *piece.capability_paths),
         numa_node=_numa(gpu.numa_node),
         memory_bytes=piece.memory_bytes,
-        fault=gpu.fault or work.faults(gpu.uuid, piece.gpu_instance, piece.compute_instance),
+        fault=gpu.fault or work.faults(gpu.uuid, piece.gpu_instance, piece.compute_instance) or work.lacking,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from posixpath import join, normpath
+from posixpath import join
 
-from . import mps
+from . import cdi, mps
 from .config import CDI_ANNOTATIONS, CDI_CRI, DRIVER_MOUNTS, ENVVAR, VOLUME_MOUNTS, Settings
 from .devices import Device, ResourcePlan
+from .features import IMEX, Feature
+from .roots import below, device_root
 
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
 FAILED_PRECONDITION = "FAILED_PRECONDITION"
@@ -17,7 +19,7 @@ VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
 VOLUME_MOUNTS_ROOT = "/var/run/nvidia-container-devices"
 """Where NVIDIA's runtime looks for the names of devices in a container's mounts."""
 
-CDI_KIND = "k8s.device-plugin.nvidia.com/gpu"
+IMEX_CHANNELS = "NVIDIA_IMEX_CHANNELS"
 
 
 class RequestError(Exception):
@@ -68,16 +70,21 @@ class Responder:
         settings: Settings,
         control_paths: Sequence[str] = (),
         cdi_names: Collection[str] = (),
+        features: Sequence[Feature] = (),
     ) -> None:
-        """``control_paths``: Snapshot.control_paths. ``cdi_names``: device names in the CDI spec as it was written
-        (:func:`cdi.names`); without it no CDI name is answered."""
+        """``control_paths``: Snapshot.control_paths. ``cdi_names``: device names in the CDI specifications as they were
+        written (:func:`cdi.names`); no other CDI name is answered. ``features``: :func:`features.given`."""
         self.resource = resource
         self.settings = settings
         self.control_paths = tuple(control_paths)
         self.cdi_names = frozenset(cdi_names)
         self.order = {device.id: number for number, device in enumerate(resource.devices)}
         self.strategies = frozenset(settings.device_list_strategy)
-        self.device_root = settings.nvidia_dev_root or settings.nvidia_driver_root
+        self.features = tuple(features)
+        self.channels = tuple(feature for feature in features if feature.kind == IMEX)
+        names = (cdi.qualified(feature.kind, feature.name) for feature in features)
+        self.feature_names = tuple(name for name in names if name in self.cdi_names)
+        self.device_root = device_root(settings)
 
     def respond(self, ids: Sequence[str], answer_id: str) -> Answer:
         """``answer_id`` makes the CDI annotation's key unique (a random UUID). Raises :class:`RequestError`."""
@@ -90,11 +97,14 @@ class Responder:
         mounts: list[Mount] = []
         if ENVVAR in self.strategies:
             envs[VISIBLE_DEVICES] = ",".join(names)
+            if self.channels:
+                envs[IMEX_CHANNELS] = ",".join(channel.name for channel in self.channels)
         if (
             VOLUME_MOUNTS in self.strategies
         ):  # wins over envvar, as with the peer: the runtime then trusts mounts only
             envs[VISIBLE_DEVICES] = VOLUME_MOUNTS_ROOT
-            mounts += [Mount(join(VOLUME_MOUNTS_ROOT, name), "/dev/null") for name in names]
+            marks = [*names, *(join("imex", channel.name) for channel in self.channels)]
+            mounts += [Mount(join(VOLUME_MOUNTS_ROOT, mark), "/dev/null") for mark in marks]
         qualified = self._qualified(names) if self.strategies & {CDI_ANNOTATIONS, CDI_CRI} else ()
         annotations: dict[str, str] = {}
         if CDI_ANNOTATIONS in self.strategies:
@@ -103,6 +113,8 @@ class Responder:
         if DRIVER_MOUNTS in self.strategies:
             paths = (self.settings.driver_mounts_container_path, self.settings.driver_mounts_host_path)
             mounts.append(Mount(*paths, read_only=True))
+            files = [pair for feature in self.features for pair in feature.mounts]
+            mounts += [Mount(path, host, read_only=True) for path, host in files]
         for variable, wanted in (
             ("NVIDIA_GDRCOPY", self.settings.gdrcopy_enabled),
             ("NVIDIA_GDS", self.settings.gds_enabled),
@@ -113,11 +125,15 @@ class Responder:
         if self.resource.shared == "mps" and any(device.replica is not None for device in devices):
             envs |= mps.client_environment(self.resource)
             mounts += [Mount(*pair) for pair in mps.client_mounts(self.settings, self.resource)]
-        with_nodes = self.settings.pass_device_specs or DRIVER_MOUNTS in self.strategies
+        # Without NVIDIA's runtime nobody else brings the nodes of GDRCopy and the like; channels are as GPUs.
+        alone = DRIVER_MOUNTS in self.strategies
+        beside = self.features if alone else self.channels
         return Answer(
             envs=envs,
             mounts=tuple(mounts),
-            devices=self._specs(devices, self.control_paths) if with_nodes else (),
+            devices=self._specs(devices, self.control_paths, beside)
+            if self.settings.pass_device_specs or alone
+            else (),
             annotations=annotations,
             cdi_devices=qualified if CDI_CRI in self.strategies else (),
         )
@@ -147,26 +163,29 @@ class Responder:
     def _qualified(self, names: Sequence[str]) -> tuple[str, ...]:
         """CDI names, only such as the written specification holds: with another the container would not start, or
         would start without its GPU."""
-        missing = [name for name in names if name not in self.cdi_names]
+        wanted = [cdi.qualified(cdi.CLASS, name) for name in names]
+        missing = [name for name, full in zip(names, wanted, strict=True) if full not in self.cdi_names]
         if missing:
             raise RequestError(
                 FAILED_PRECONDITION,
                 f"{self.resource.name}: the CDI specification in {self.settings.cdi_spec_dir} does not hold device "
                 f"{_listed(missing)}; see the plugin's log for why it could not be written",
             )
-        return tuple(f"{CDI_KIND}={name}" for name in names)
+        return (*wanted, *self.feature_names)
 
-    def _specs(self, devices: Sequence[Device], control: Sequence[str]) -> tuple[DeviceSpec, ...]:
-        """Control nodes, then each device's own, every path once."""
-        specs = {path: DeviceSpec(path, self._on_host(path)) for path in control}
+    def _specs(
+        self, devices: Sequence[Device], control: Sequence[str], features: Sequence[Feature] = ()
+    ) -> tuple[DeviceSpec, ...]:
+        """Control nodes, each device's own, then those of features; every path once."""
+        specs = {path: DeviceSpec(path, below(self.device_root, path)) for path in control}
         for device in devices:
             for path in device.paths:
-                host = path if device.gpu_uuid is None else self._on_host(path)
+                host = path if device.gpu_uuid is None else below(self.device_root, path)
                 specs.setdefault(path, DeviceSpec(path, host, device.permissions))
+        for feature in features:
+            for path, host in feature.nodes:
+                specs.setdefault(path, DeviceSpec(path, host))
         return tuple(specs.values())
-
-    def _on_host(self, path: str) -> str:
-        return normpath(f"{self.device_root}/{path}").replace("//", "/")
 
 
 def _listed(names: Sequence[str]) -> str:
