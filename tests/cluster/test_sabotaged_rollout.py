@@ -36,7 +36,9 @@ def test_first_is_provisioned_second_rolled_back_and_cordoned_third_untouched(ba
 
     assert done.returncode != 0
     summary = done.stdout[done.stdout.index("TASK [Summary]") :]
-    lines = {line.split()[0]: line for line in summary.splitlines() if line.startswith(f"        {bare_lab.name}-")}
+    lines = {
+        line.split()[0]: line for line in summary.splitlines() if line.startswith(f"        {bare_lab.name}-")
+    }
     assert "provisioned" in lines[first]
     assert "rolled back, cordoned" in lines[second]
     assert "untouched" in lines[third]
