@@ -172,9 +172,10 @@ def test_what_all_devices_share_stands_once() -> None:
         "hooks": [
             {
                 "hookName": "createContainer",
-                "path": "/usr/bin/nvidia-cdi-hook",
+                "path": "/usr/bin/nvidia-ctk",
                 "args": [
-                    "nvidia-cdi-hook",
+                    "nvidia-ctk",
+                    "hook",
                     "create-symlinks",
                     "--link",
                     "libcuda.so.1::/usr/lib64/libcuda.so",
@@ -182,21 +183,22 @@ def test_what_all_devices_share_stands_once() -> None:
             },
             {
                 "hookName": "createContainer",
-                "path": "/usr/bin/nvidia-cdi-hook",
-                "args": ["nvidia-cdi-hook", "update-ldcache", "--folder", "/usr/lib64"],
+                "path": "/usr/bin/nvidia-ctk",
+                "args": ["nvidia-ctk", "hook", "update-ldcache", "--folder", "/usr/lib64"],
             },
         ],
     }
 
 
-def test_the_older_program_takes_hook_as_its_first_word_and_none_means_no_hooks() -> None:
-    edits = built(node(gpu(0)), Settings(nvidia_cdi_hook_path="/opt/bin/nvidia-ctk"))["containerEdits"]
-    assert [hook["args"][:2] for hook in edits["hooks"]] == [["nvidia-ctk", "hook"]] * 2  # type: ignore[index]
-    assert {hook["path"] for hook in edits["hooks"]} == {"/opt/bin/nvidia-ctk"}  # type: ignore[index]
+def test_nvidia_ctk_takes_hook_as_its_first_word_and_no_program_means_no_hooks() -> None:
+    edits = built(node(gpu(0)), Settings(nvidia_cdi_hook_path="/opt/bin/nvidia-cdi-hook"))["containerEdits"]
+    calls = [hook["args"][:2] for hook in edits["hooks"]]  # type: ignore[index]
+    assert calls == [["nvidia-cdi-hook", "create-symlinks"], ["nvidia-cdi-hook", "update-ldcache"]]
+    assert {hook["path"] for hook in edits["hooks"]} == {"/opt/bin/nvidia-cdi-hook"}  # type: ignore[index]
     assert "hooks" not in built(node(gpu(0)), Settings(nvidia_cdi_hook_path=""))["containerEdits"]  # type: ignore[operator]
     without_cuda = DriverFiles(("/usr/lib64/libnvidia-ml.so.1.2",))
     hooks = built(node(gpu(0)), driver=without_cuda)["containerEdits"]["hooks"]  # type: ignore[index]
-    assert [hook["args"][1] for hook in hooks] == ["update-ldcache"]
+    assert [hook["args"][2] for hook in hooks] == ["update-ldcache"]
 
 
 def test_roots_stand_before_what_is_on_the_host_and_not_before_what_is_in_the_container() -> None:
@@ -217,6 +219,26 @@ def test_without_driver_files_and_control_nodes_only_the_variable_is_left() -> N
     assert built(node(gpu(0), control_paths=()), driver=DriverFiles())["containerEdits"] == {
         "env": ["NVIDIA_VISIBLE_DEVICES=void"]
     }
+
+
+def test_whole_gpus_bring_their_display_nodes_with_the_links_by_pci_address() -> None:
+    bus = gpu(0).pci_bus_id
+    nodes = ((bus, "/dev/dri/card1"), (bus, "/dev/dri/renderD128"), (cut(1).pci_bus_id, "/dev/dri/card2"))
+    spec = built(node(gpu(0), cut(1, "1g.10gb"), display_nodes=nodes), Settings(mig_strategy="mixed"))
+    whole, piece = (device["containerEdits"] for device in spec["devices"])  # type: ignore[attr-defined]
+    paths = ["/dev/nvidia0", "/dev/dri/card1", "/dev/dri/renderD128"]
+    assert [one["path"] for one in whole["deviceNodes"]] == paths
+    assert whole["hooks"][0]["args"][2:] == [
+        "create-symlinks",
+        "--link",
+        f"../card1::/dev/dri/by-path/pci-{bus}-card",
+        "--link",
+        f"../renderD128::/dev/dri/by-path/pci-{bus}-render",
+    ]
+    assert "/dev/dri/card2" not in [one["path"] for one in piece["deviceNodes"]]
+    assert "hooks" not in piece
+    bare = built(node(gpu(0), display_nodes=nodes), Settings(nvidia_cdi_hook_path=""))["devices"][0]  # type: ignore[index]
+    assert "hooks" not in bare["containerEdits"]
 
 
 def test_devices_are_named_by_index_when_answers_are() -> None:
@@ -314,6 +336,12 @@ def driver_tree(root: Path) -> None:
         "lib/firmware/nvidia/550.54.15/gsp_ga10x.bin",
         "lib/firmware/nvidia/535.1.1/gsp_ga10x.bin",
         "run/nvidia-fabricmanager/socket",
+        "usr/lib/x86_64-linux-gnu/vdpau/libvdpau_nvidia.so.550.54.15",
+        "usr/lib/x86_64-linux-gnu/libnvidia-egl-gbm.so.1.1.2",
+        "etc/vulkan/icd.d/nvidia_icd.json",
+        "usr/share/vulkan/icd.d/nvidia_icd.json",
+        "usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+        "usr/share/glvnd/egl_vendor.d/50_mesa.json",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("")
@@ -331,9 +359,19 @@ def test_the_drivers_files_of_the_running_version_are_found_once(
         listening.bind("run/nvidia-persistenced/socket")
         found = cdi.find_driver_files(str(tmp_path), "550.54.15")
     assert found == DriverFiles(
-        ("/usr/lib64/libcuda.so.550.54.15", "/usr/lib64/libnvidia-ml.so.550.54.15"),
+        (
+            "/usr/lib64/libcuda.so.550.54.15",
+            "/usr/lib64/libnvidia-egl-gbm.so.1.1.2",
+            "/usr/lib64/libnvidia-ml.so.550.54.15",
+            "/usr/lib64/vdpau/libvdpau_nvidia.so.550.54.15",
+        ),
         ("/usr/bin/nvidia-smi",),
-        ("/lib/firmware/nvidia/550.54.15/gsp_ga10x.bin", "/run/nvidia-persistenced/socket"),
+        (
+            "/etc/vulkan/icd.d/nvidia_icd.json",
+            "/lib/firmware/nvidia/550.54.15/gsp_ga10x.bin",
+            "/run/nvidia-persistenced/socket",
+            "/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+        ),
     )
 
 

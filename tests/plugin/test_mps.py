@@ -210,6 +210,16 @@ def test_a_compute_mode_that_cannot_be_set_is_told_and_tried_again(supervised, p
     wait_until(supervised.well)
 
 
+def test_shared_memory_that_nvidias_daemon_left_is_told_with_the_next_step(supervised, place):
+    left = place / "mps/shm"
+    left.mkdir(parents=True)
+    supervised.offer(shared())
+    wait_until(lambda: f"umount {left}" in (supervised.supervisor.problem(GPU) or ""))
+    left.rmdir()
+    wait_until(supervised.well)
+    assert left.samefile("/dev/shm")
+
+
 def test_a_missing_binary_is_told_with_the_next_step(place, monkeypatch):
     monkeypatch.setenv("PATH", str(place))
     one = Supervised(place)

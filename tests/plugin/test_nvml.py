@@ -214,6 +214,16 @@ def test_the_library_is_found_below_the_driver_root(place):
     assert visible_roots("/run/nvidia/driver", str(place)) == (str(place), "/run/nvidia/driver")
 
 
+def test_display_nodes_are_those_of_the_gpus_that_are_there(source, machine):
+    bus = source.scan().gpus[2].pci_bus_id
+    for name in ("card1", "renderD128", "card9", "controlD64"):
+        (machine.sys / "bus/pci/devices" / bus / "drm" / name).mkdir(parents=True)
+    (machine.dev / "dri").mkdir()
+    for name in ("card1", "renderD128", "controlD64"):
+        (machine.dev / "dri" / name).touch()
+    assert source.scan().display_nodes == ((bus, "/dev/dri/card1"), (bus, "/dev/dri/renderD128"))
+
+
 def test_a_driver_that_went_is_told_and_taken_up_again(source, machine):
     source.scan()
     source.close()

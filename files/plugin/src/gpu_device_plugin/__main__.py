@@ -16,10 +16,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     words = list(sys.argv[1:] if argv is None else argv)
     environ = os.environ if environ is None else environ
     command = words.pop(0) if words and words[0] in COMMANDS else "run"
-    if "--version" in words:
+    if {"--version", "-version"} & set(words):
         print(f"gpu-device-plugin {__version__}")
         return 0
-    if "--help" in words or "-h" in words:
+    if {"--help", "-help", "-h"} & set(words):
         from .config_load import help_text  # noqa: PLC0415
 
         print(help_text())

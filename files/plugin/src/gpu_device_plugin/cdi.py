@@ -31,9 +31,23 @@ BINARIES = (
     "nvidia-cuda-mps-control",
     "nvidia-cuda-mps-server",
     "nvidia-debugdump",
+    "nvidia-imex",
+    "nvidia-imex-ctl",
     "nvidia-persistenced",
     "nvidia-smi",
 )
+OTHER_LIBRARIES = ("libnvidia-egl-gbm.so.*.*", "libnvidia-egl-wayland.so.*.*", "libnvidia-nvvm70.so.*")
+"""Of the driver, though their names don't end in its version."""
+CONFIGURATION = (
+    "glvnd/egl_vendor.d/10_nvidia.json",
+    "egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "nvidia/nvoptix.bin",
+    "vulkan/icd.d/nvidia_icd*.json",
+    "vulkan/icd.d/nvidia_layers.json",
+    "vulkan/implicit_layer.d/nvidia_layers.json",
+)
+"""Below /etc or /usr/share: how EGL, Vulkan and OptiX find the driver."""
 SOCKETS = ("run/nvidia-fabricmanager/socket", "run/nvidia-persistenced/socket")
 _OPTIONS = ["ro", "nosuid", "nodev", "rbind", "rprivate"]
 _SOCKET_OPTIONS = ["nosuid", "nodev", "rbind", "rprivate", "noexec"]
@@ -47,7 +61,7 @@ class DriverFiles:
     libraries: tuple[str, ...] = ()
     binaries: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    """Firmware files and sockets."""
+    """Firmware, configuration and sockets."""
 
 
 def qualified(kind: str, name: str) -> str:
@@ -64,11 +78,16 @@ def find_driver_files(root: str, driver_version: str | None) -> DriverFiles:
     base = Path(root)
     libraries: dict[Path, str] = {}
     for directory in LIBRARY_FOLDERS:
-        for path in sorted((base / directory).glob(f"lib*.so.{driver_version}")):
-            with contextlib.suppress(OSError):
-                libraries.setdefault(path.resolve(strict=True), f"/{path.relative_to(base)}")
-    firmware = sorted((base / "lib/firmware/nvidia" / driver_version).glob("gsp*.bin"))
-    found = [f"/{path.relative_to(base)}" for path in firmware]
+        for pattern in (f"lib*.so.{driver_version}", f"vdpau/lib*.so.{driver_version}", *OTHER_LIBRARIES):
+            for path in sorted((base / directory).glob(pattern)):
+                with contextlib.suppress(OSError):
+                    libraries.setdefault(path.resolve(strict=True), f"/{path.relative_to(base)}")
+    files = [*base.glob(f"lib/firmware/nvidia/{driver_version}/gsp*.bin")]
+    for pattern in CONFIGURATION:
+        files += next(
+            filter(None, ([*base.glob(f"{folder}/{pattern}")] for folder in ("etc", "usr/share"))), []
+        )
+    found = [f"/{path.relative_to(base)}" for path in files]
     return DriverFiles(
         tuple(sorted(libraries.values())),
         tuple(f"/usr/bin/{name}" for name in BINARIES if (base / "usr/bin" / name).exists()),
@@ -81,27 +100,45 @@ def build(
 ) -> dict[str, Any]:
     """The specification as JSON values; pure. One device a GPU or slice that is offered, named as answers name it."""
     by_index = settings.device_id_strategy == "index"
-    root = device_root(settings)
+    root, hook = device_root(settings), settings.nvidia_cdi_hook_path
+    displays = _displays(snapshot)
     devices: dict[str, dict[str, Any]] = {}
     for resource in plan.resources:
         for device in resource.devices:
             name = device.index if by_index else device.uuid
             if device.gpu_uuid is not None and device.paths and name not in devices:
-                nodes = [_node(path, below(root, path)) for path in device.paths]
-                devices[name] = {"name": name, "containerEdits": {"deviceNodes": nodes}}
-    edits: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
+                drawing = displays.get(device.gpu_uuid, {}) if device.gpu_instance is None else {}
+                nodes = [_node(path, below(root, path)) for path in (*device.paths, *drawing)]
+                edits: dict[str, Any] = {"deviceNodes": nodes}
+                if drawing and hook:
+                    links = [word for link in drawing.values() for word in ("--link", link)]
+                    edits["hooks"] = [_hook(hook, "create-symlinks", *links)]
+                devices[name] = {"name": name, "containerEdits": edits}
+    shared: dict[str, Any] = {"env": ["NVIDIA_VISIBLE_DEVICES=void"]}
     if snapshot.control_paths:
-        edits["deviceNodes"] = [_node(path, below(root, path)) for path in snapshot.control_paths]
+        shared["deviceNodes"] = [_node(path, below(root, path)) for path in snapshot.control_paths]
     mounts = [
         _mount(path, below(settings.nvidia_driver_root, path))
         for path in (*driver.libraries, *driver.binaries, *driver.others)
     ]
     if mounts:
-        edits["mounts"] = mounts
-    hooks = _hooks(settings.nvidia_cdi_hook_path, driver.libraries)
+        shared["mounts"] = mounts
+    hooks = _hooks(hook, driver.libraries)
     if hooks:
-        edits["hooks"] = hooks
-    return _specification(CLASS, list(devices.values())) | {"containerEdits": edits}
+        shared["hooks"] = hooks
+    return _specification(CLASS, list(devices.values())) | {"containerEdits": shared}
+
+
+def _displays(snapshot: Snapshot) -> dict[str, dict[str, str]]:
+    """UUID -> {``/dev/dri/card1``: the link by PCI address that leads to it, as the hook takes it}."""
+    found: dict[str, dict[str, str]] = {}
+    for gpu in snapshot.gpus:
+        for bus, path in snapshot.display_nodes:
+            if bus == gpu.pci_bus_id:
+                name = basename(path)
+                kind = "card" if name.startswith("card") else "render"
+                found.setdefault(gpu.uuid, {})[path] = f"../{name}::/dev/dri/by-path/pci-{bus}-{kind}"
+    return found
 
 
 def build_features(features: Sequence[Feature]) -> tuple[dict[str, Any], ...]:
@@ -136,8 +173,6 @@ def _hooks(program: str, libraries: tuple[str, ...]) -> list[dict[str, Any]]:
     """Links that programs load by (``libcuda.so``), then the cache for everything else. None without a program."""
     if not program or not libraries:
         return []
-    name = basename(program)
-    command = [name, "hook"] if name == "nvidia-ctk" else [name]
     links = []
     for library in libraries:
         stem = basename(library).split(".so.")[0]
@@ -149,7 +184,13 @@ def _hooks(program: str, libraries: tuple[str, ...]) -> list[dict[str, Any]]:
         for word in ("--folder", folder)
     ]
     calls = ([["create-symlinks", *links]] if links else []) + [["update-ldcache", *folders]]
-    return [{"hookName": "createContainer", "path": program, "args": [*command, *call]} for call in calls]
+    return [_hook(program, *call) for call in calls]
+
+
+def _hook(program: str, *call: str) -> dict[str, Any]:
+    name = basename(program)
+    command = [name, "hook"] if name == "nvidia-ctk" else [name]
+    return {"hookName": "createContainer", "path": program, "args": [*command, *call]}
 
 
 def names(spec: Mapping[str, Any]) -> frozenset[str]:

@@ -110,7 +110,7 @@ class Settings:
     imex_required: bool = False
     cdi_annotation_prefix: str = "cdi.k8s.io/"
     cdi_spec_dir: str = "/var/run/cdi"
-    nvidia_cdi_hook_path: str = "/usr/bin/nvidia-cdi-hook"
+    nvidia_cdi_hook_path: str = "/usr/bin/nvidia-ctk"
     driver_mounts_host_path: str = "/home/kubernetes/bin/nvidia"
     driver_mounts_container_path: str = "/usr/local/nvidia"
     mps_root: str = "/run/nvidia/mps"

@@ -98,6 +98,8 @@ class Snapshot:
     host_devices: tuple[HostDevice, ...] = ()
     control_paths: tuple[str, ...] = ()
     """The nodes every GPU container gets where they exist: nvidiactl, nvidia-uvm, nvidia-uvm-tools, nvidia-modeset."""
+    display_nodes: tuple[tuple[str, str], ...] = ()
+    """(PCI address of a GPU, a /dev/dri node of it); only CDI hands them out."""
     feature_nodes: tuple[Node, ...] = ()
     """Nodes of IMEX, GDRCopy, GPUDirect Storage and MOFED that are there (:mod:`features`)."""
     driver_version: str | None = None

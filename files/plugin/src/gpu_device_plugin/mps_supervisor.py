@@ -27,6 +27,7 @@ log = logs.Log("mps")
 
 BINARY = "nvidia-cuda-mps-control"
 NVIDIA_SMI = "nvidia-smi"
+SHM = "/dev/shm"  # noqa: S108 - the host's, which the daemon uses
 EXCLUSIVE, DEFAULT = "EXCLUSIVE_PROCESS", "DEFAULT"
 """Compute modes, nvidia-smi(1). Exclusive: only the MPS server opens the GPU, so no client can pass it by."""
 ANSWER_SECONDS = 10.0
@@ -155,7 +156,12 @@ class ControlDaemon:
             shm = Path(mps.shm_directory(self._root))
             if not shm.exists():
                 # Clients get this mounted over /dev/shm; on the host it must be the one that the daemon uses.
-                shm.symlink_to("/dev/shm")  # noqa: S108
+                shm.symlink_to(SHM)
+            elif self._root != mps.CONTAINER_ROOT and not shm.samefile(SHM):
+                raise MpsError(
+                    f"{shm} is not the node's {SHM}, so clients could not reach the daemon: take NVIDIA's "
+                    f"mps-control-daemon off the node, end its clients, then umount {shm} and remove it"
+                )
         except OSError as error:
             raise MpsError(f"can't make the MPS directories: {error}") from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,20 @@ def numa_node(sysfs: str, bus: str) -> int | None:
     except (OSError, ValueError):
         return None
     return number if bus and number >= 0 else None
+
+
+def display_nodes(sysfs: str, buses: Iterable[str], dev_root: str) -> tuple[tuple[str, str], ...]:
+    """(PCI address, ``/dev/dri/card1`` or ``/dev/dri/renderD128``) of each GPU that has such nodes, which programs that
+    draw without a screen open (EGL, Vulkan)."""
+    found = []
+    for bus in buses:
+        try:
+            names = sorted(os.listdir(f"{sysfs}/bus/pci/devices/{bus}/drm")) if bus else []
+        except OSError:
+            continue
+        paths = [f"/dev/dri/{name}" for name in names if re.fullmatch("(card|renderD)[0-9]+", name, re.ASCII)]
+        found += [(bus, path) for path in paths if os.path.exists(dev_root + path)]
+    return tuple(found)
 
 
 def bound_to_driver(sysfs: str) -> frozenset[str]:
