@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -52,6 +53,28 @@ def test_every_locked_package_has_hashes_and_an_exact_version():
     for entry in entries:
         assert re.match(r"[a-z-]+==[0-9.]+", entry), entry
         assert lock.split(entry)[1].lstrip(" \\\n").startswith("--hash=sha256:"), entry
+
+
+def test_the_image_has_what_nvidias_manifests_expect_of_an_image(tmp_path):
+    lines = (PLUGIN / "Dockerfile").read_text().splitlines()
+    variables = dict(
+        re.findall(r"([A-Z_]+)=(\S+)", " ".join(line for line in lines if line.startswith("ENV ")))
+    )
+    assert variables["NVIDIA_VISIBLE_DEVICES"] == "all", "the runtime shows the plugin every GPU"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    [run] = [line for line in lines if line.startswith("RUN ") and "nvidia-device-plugin" in line]
+    command = json.loads(run.removeprefix("RUN "))
+    code = command[-1].replace("/usr/bin", str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in ("gpu-device-plugin", "nvidia-device-plugin"):
+        done = subprocess.run(
+            [tmp_path / name, "--version"],
+            env={"PYTHONPATH": str(PLUGIN / "src")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("gpu-device-plugin ")
 
 
 def wheel(folder: Path, name: str, files: dict[str, str]) -> None:
