@@ -117,6 +117,17 @@ def test_a_lost_gpu_stays_listed_over_a_restart_of_the_plugin_k19(node, machine,
     assert set(node.kubelet.devices(GPU)) == ids
 
 
+def test_gpus_that_go_and_come_back_are_seen_at_once_though_a_rescan_is_far_off(node, machine, start):
+    node.kubelet.start()
+    start("--rescan-seconds=600")
+    node.kubelet.wait_for(GPU, 8)
+    for index in (3, 2, 3):  # each is lost while the events are still being watched anew for the one before
+        machine.lose(index)
+        node.kubelet.wait_for(GPU, 7, 1, seconds=3)
+        machine.restore(index)
+        node.kubelet.wait_for(GPU, 8, seconds=3)
+
+
 def test_without_a_driver_it_ends_with_1_and_says_the_next_step(node, machine, start):
     machine.init_fail(9)
     plugin = start()
@@ -165,6 +176,8 @@ def test_an_edit_of_the_config_file_is_applied_within_a_second(node, place, star
     wait_until(lambda: set(node.kubelet.devices(GPU)) == node.kubelet.healthy(GPU), 5, "old ids to leave")
     config.write_text("version: v1\n")  # in place, too
     wait_until(lambda: len(node.kubelet.healthy(GPU)) == 8, 5)
+    wait_until(lambda: len(node.kubelet.devices(GPU)) == 8, 5, "replicas to leave")
+    assert not plugin.logged("unhealthy"), "ids that leave are no illness of their GPU"
 
 
 def test_a_config_map_whose_link_turns_is_seen(node, place, start):

@@ -22,7 +22,7 @@ from .loop import Loop, Timer
 from .prefer import Chooser
 from .resources import FaultLookup, plan
 from .respond import Responder
-from .state import Desk, Leaving, State, hold_back
+from .state import LEAVING, Desk, Leaving, State, hold_back
 from .topology import scores
 
 log = logs.Log("engine")
@@ -287,6 +287,8 @@ class Engine:
         for resource in served.resources:
             for device in resource.devices:
                 key = (resource.name, device.uuid)
+                if device.fault == LEAVING and key in now:
+                    continue  # fewer replicas are no illness (who leaves comes last in the list)
                 now[key] = device.fault
                 first[key] = (first[key][0], first[key][1] + 1) if key in first else (device, 1)
         changes = []

@@ -20,8 +20,8 @@ log = logs.Log("nvml")
 
 NO_INSTANCE = 0xFFFFFFFF
 """NVML's "no GPU instance, no compute instance"."""
-WAIT_MILLISECONDS = 1000
-"""One wait: how long closing NVML may have to wait for this thread."""
+WAIT_MILLISECONDS = 300
+"""One wait: how long the next scan may have to wait for this thread, when other GPUs are to be watched."""
 XID = 0x8
 ECC_DOUBLE = 0x2
 MIG_CHANGED = 0x100
@@ -82,8 +82,8 @@ class EventMonitor:
                 self._overlap = None
                 self._tell(f"NVML can't watch events: {describe(error)}")
                 return
-            unwatched = self._register(api, events, handles)
-            changed = unwatched != source.unwatched
+            unwatched, lost = self._register(api, events, handles)
+            changed = lost or unwatched != source.unwatched
             source.unwatched = unwatched
             self._release()
             heard, self._overlap = self._overlap, None
@@ -99,9 +99,10 @@ class EventMonitor:
             self._thread.start()
 
     @staticmethod
-    def _register(api: Any, events: Any, handles: dict[str, Any]) -> dict[str, str]:
-        """Adds every GPU to the set; UUID -> why of those that can't be watched."""
-        unwatched = {}
+    def _register(api: Any, events: Any, handles: dict[str, Any]) -> tuple[dict[str, str], bool]:
+        """Adds every GPU to the set; UUID -> why of those that can't be watched, and whether one was lost since
+        the scan (which only another scan tells)."""
+        unwatched, lost = {}, False
         for uuid, handle in handles.items():
             try:
                 kinds = api.nvmlDeviceGetSupportedEventTypes(handle)
@@ -110,12 +111,13 @@ class EventMonitor:
                 api.nvmlDeviceRegisterEvents(handle, kinds & (XID | ECC_DOUBLE | MIG_CHANGED), events)
             except api.NVMLError as error:
                 if error.value in LOST:
-                    continue  # the next scan tells
+                    lost = True
+                    continue
                 unwatched[uuid] = (
                     f"its XID events can't be watched ({describe(error)}); "
                     "DP_DISABLE_HEALTHCHECKS=all offers it unwatched"
                 )
-        return unwatched
+        return unwatched, lost
 
     def stop(self) -> None:
         """The thread ends with its present wait; nothing is called any more."""
@@ -127,6 +129,7 @@ class EventMonitor:
         """Gets the thread out of the library, hands on what the set still holds, frees it. Takes up to one wait."""
         with self._condition:
             self._pause += 1
+            self._condition.notify_all()  # it may be pausing after an error
             while self._waiting:
                 self._condition.wait()
             events, self._set = self._set, None
@@ -188,7 +191,8 @@ class EventMonitor:
                 self._tell(f"NVML's event wait failed: {describe(error)}")
                 self._on_rescan()
             with self._condition:
-                self._condition.wait(PAUSE_SECONDS)
+                if not self._pause:  # else the scanner waits for this thread
+                    self._condition.wait(PAUSE_SECONDS)
             return
         self._tell(None)
         event = self._understand(data, uuids)

@@ -18,8 +18,8 @@ from .nvml_events import EventMonitor
 
 log = logs.Log("scanner")
 
-RETRY_SECONDS = 1.0
-"""Between looks while there is no driver: one that comes late is adopted within this."""
+RETRY_SECONDS = 0.9
+"""Between looks while there is no driver or a GPU is lost: what comes back is in the list within a second."""
 
 
 class Scanner:
@@ -85,7 +85,7 @@ class Scanner:
             if scan.error is None and settings.health.disable != "all":
                 self._monitor.watch()
             patience = settings.rescan_seconds
-            if scan.error is not None or scan.busy:
+            if scan.error is not None or scan.busy or any(not probe.answers for probe in scan.probes):
                 patience = min(patience, RETRY_SECONDS)
             with self._condition:
                 if not self._asked and not self._stopped:

@@ -22,9 +22,10 @@ from .respond import Responder
 LEAVING = "no longer offered; it leaves the list in a moment"
 """Why a device that vanished from the plan is shown Unhealthy before it goes."""
 
-GRACE_SECONDS = 1.0
-"""How long a vanished id stays listed as Unhealthy. The kubelet picks ids, calls Allocate, and only then books them;
-dropping one meanwhile crashes 1.36 (K19). Both calls together take milliseconds."""
+GRACE_SECONDS = 0.5
+"""How long a vanished id stays listed as Unhealthy. The kubelet picks ids, calls Allocate, and books them with the
+answer; dropping one meanwhile crashes 1.36 (K19). An Allocate that arrives after the mark is refused, so only one that
+was answered before it can still be open, and the kubelet books within milliseconds of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
