@@ -154,6 +154,29 @@ class Kubectl:
             arguments.append("--wait=false")
         self.call(*arguments, stdin=_list(unwanted))
 
+    def remove_conditions(self, node: str, types: Sequence[str]) -> None:
+        """Take conditions out of a Node's status.
+
+        By a replacement of the status as read just before, since kubectl learned to patch it in 1.24 only. The
+        kubelet writes there too: a refusal for that reason is answered by another try.
+
+        Raises:
+            KubectlError: refused, or the kubelet came first ten times.
+        """
+        path = f"/api/v1/nodes/{node}"
+        for last in (*[False] * 9, True):
+            live = json.loads(self.call("get", "--raw", path))
+            found = live["status"].get("conditions") or []
+            live["status"]["conditions"] = [one for one in found if one.get("type") not in types]
+            if len(live["status"]["conditions"]) == len(found):
+                return
+            try:
+                self.call("replace", "--raw", f"{path}/status", "-f", "-", stdin=json.dumps(live))
+                return
+            except KubectlError as error:
+                if last or "the object has been modified" not in str(error):
+                    raise
+
     def wait(
         self, wanted: Sequence[objects.Object], *, timeout: float, sleep: float, clock: Any = time
     ) -> list[objects.Object]:

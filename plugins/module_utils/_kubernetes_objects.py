@@ -182,6 +182,13 @@ def applied_by(obj: Mapping[str, Any] | None, manager: str) -> bool:
     return any(entry.get("manager") == manager and entry.get("operation") == "Apply" for entry in entries)
 
 
+def conditions(obj: Mapping[str, Any] | None, types: Iterable[str]) -> list[Object]:
+    """Those conditions of a live object whose type is one of ``types``."""
+    found = (obj or {}).get("status", {}).get("conditions") or []
+    wanted = set(types)
+    return [one for one in found if one.get("type") in wanted]
+
+
 def new_namespaces(wanted: Iterable[Object], current: Sequence[Object]) -> set[str]:
     """Names of the namespaces that are asked for here and don't exist yet."""
     keys = (key_of(obj) for obj in wanted if obj["kind"] == "Namespace")

@@ -100,6 +100,14 @@ options:
         C(kubectl edit). Without it such a conflict fails the task and names the manager and the field.
     type: bool
     default: true
+  remove_conditions:
+    description:
+      - Types of conditions to take out of the status of the Nodes that the task names, with O(state=present).
+      - A condition that a program on the node has written stays when the program is gone, and server-side apply
+        of the Node does not reach it.
+    type: list
+    elements: str
+    default: []
 notes:
   - A Node is never created by O(state=present), as only its kubelet can do that. The task fails when it isn't
     there. Labels that a task applies to a Node and later leaves out are removed from it again.
@@ -127,6 +135,18 @@ EXAMPLES = r"""
         labels:
           nvidia.com/gpu.present: "true"
     field_manager: gpuops.k8s.labels
+  delegate_to: control-plane-1
+
+- name: Take away a label of ours and a condition that a removed program has left
+  gpuops.k8s.kubernetes_manifest:
+    definition:
+      apiVersion: v1
+      kind: Node
+      metadata:
+        name: gpu-node-1
+        labels: {}
+    field_manager: gpuops.k8s.labels
+    remove_conditions: [GPUsHealthy]
   delegate_to: control-plane-1
 
 - name: See what a change of a file would do
@@ -269,6 +289,7 @@ def difference(
 def present(module: AnsibleModule, kubectl: Kubectl, wanted: list[objects.Object]) -> dict[str, Any]:
     """Apply what differs."""
     manager, force = module.params["field_manager"], module.params["force"]
+    unwanted = module.params["remove_conditions"]
     current = kubectl.get(wanted)
     for obj in wanted:
         if obj["kind"] == "Node" and objects.find(objects.key_of(obj), current) is None:
@@ -284,7 +305,7 @@ def present(module: AnsibleModule, kubectl: Kubectl, wanted: list[objects.Object
         [o for o in wanted if o not in homeless], manager=manager, force=force, dry_run=True
     )
 
-    entries, diffs, to_apply = [], [], []
+    entries, diffs, to_apply, to_clear = [], [], [], []
     for obj in wanted:
         before = objects.find(objects.key_of(obj), current)
         after = objects.find(objects.key_of(obj), tried) or obj
@@ -298,19 +319,29 @@ def present(module: AnsibleModule, kubectl: Kubectl, wanted: list[objects.Object
         if action != "unchanged":
             to_apply.append(obj)
             diffs.append(difference(obj, before, after))
+        cleared = objects.conditions(before, unwanted) if obj["kind"] == "Node" else []
+        if cleared:
+            action, fields = "updated", [*fields, "status.conditions"]
+            to_clear.append(obj["metadata"]["name"])
+            text = json.dumps(cleared, indent=2, sort_keys=True) + "\n"
+            header = f"{objects.key_of(obj)}: conditions"
+            diffs.append({"before_header": header, "after_header": header, "before": text, "after": ""})
         entries.append((obj, before, action, fields))
 
     live = current
     if to_apply and not module.check_mode:
         applied = kubectl.apply(to_apply, manager=manager, force=force, dry_run=False)
         live = applied + current
+    if not module.check_mode:
+        for name in to_clear:
+            kubectl.remove_conditions(name, unwanted)
     if module.params["wait"] and not module.check_mode:
         live = kubectl.wait(wanted, timeout=module.params["timeout"], sleep=module.params["sleep"])
     found = [
         report(obj, objects.find(objects.key_of(obj), live) or before, action, changed_fields=fields)
         for obj, before, action, fields in entries
     ]
-    return {"changed": bool(to_apply), "objects": found, "diff": diffs}
+    return {"changed": bool(to_apply or to_clear), "objects": found, "diff": diffs}
 
 
 def absent(module: AnsibleModule, kubectl: Kubectl, unwanted: list[objects.Object]) -> dict[str, Any]:
@@ -351,6 +382,7 @@ def main() -> None:
             "namespace": {"type": "str"},
             "field_manager": {"type": "str", "default": "gpuops.k8s"},
             "force": {"type": "bool", "default": True},
+            "remove_conditions": {"type": "list", "elements": "str", "default": []},
         },
         mutually_exclusive=[["definition", "src"]],
         required_one_of=[["definition", "src"]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def pod(name):
         one for one in yaml.safe_load_all((DEPLOY / name).read_text()) if one["kind"] in ("DaemonSet", "Pod")
     ]
     return documents[0]["spec"].get("template", documents[0])["spec"]
+
+
+def test_the_plugin_knows_every_variable_that_its_pod_sets():
+    """A name that it does not know is no error to it, so the setting would be lost (NVIDIA_*: the runtime's)."""
+    text = (ROLE / "templates/pod.j2").read_text()
+    names = {name for name in re.findall(r"- { name: ([A-Z_]+),", text) if not name.startswith("NVIDIA_")}
+    assert "KUBERNETES_EVENTS" in names
+    show = "from gpu_device_plugin.options import OPTIONS; print(*[name for one in OPTIONS for name in one.env])"
+    environment = dict(os.environ, PYTHONPATH=str(ROOT / "files/plugin/src"))
+    known = subprocess.run(
+        [sys.executable, "-c", show], check=True, capture_output=True, text=True, env=environment
+    )
+    assert names - set(known.stdout.split()) == set()
 
 
 def test_the_pods_are_hardened():

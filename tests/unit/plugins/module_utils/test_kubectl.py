@@ -22,10 +22,11 @@ class Script:
     """Answers calls in turn; remembers them."""
 
     def __init__(self, *answers):
-        self.answers, self.calls = list(answers), []
+        self.answers, self.calls, self.stdin = list(answers), [], []
 
     def __call__(self, arguments, stdin):
         self.calls.append(arguments)
+        self.stdin.append(stdin)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return answer if isinstance(answer, tuple) else (0, json.dumps(answer), "")
 
@@ -124,3 +125,36 @@ def test_a_hopeless_object_is_not_waited_for():
 )
 def test_an_installers_kubeconfig_is_taken_only_where_nobody_set_another(environment, files, chosen):
     assert default_kubeconfig(environment, exists=files.__contains__) == chosen
+
+
+NODE = {
+    "metadata": {"name": "n", "resourceVersion": "7"},
+    "status": {"conditions": [{"type": "Ready"}, {"type": "GPUsHealthy"}]},
+}
+CONFLICT = (1, "", "the object has been modified; please apply your changes to the latest version")
+
+
+def test_a_condition_is_taken_out_of_the_status_and_all_else_is_sent_back_as_read():
+    run = Script(NODE, "")
+    Kubectl(run).remove_conditions("n", ["GPUsHealthy"])
+    assert run.calls[-1] == ["kubectl", "replace", "--raw", "/api/v1/nodes/n/status", "-f", "-"]
+    assert json.loads(run.stdin[-1]) == {**NODE, "status": {"conditions": [{"type": "Ready"}]}}
+
+
+def test_a_status_that_the_kubelet_wrote_meanwhile_is_read_again():
+    run = Script(NODE, CONFLICT, NODE, "")
+    Kubectl(run).remove_conditions("n", ["GPUsHealthy"])
+    assert len(run.calls) == 4
+
+
+def test_a_kubelet_that_always_comes_first_is_not_tried_for_ever():
+    run = Script(*[NODE, CONFLICT] * 10)
+    with pytest.raises(KubectlError, match="has been modified"):
+        Kubectl(run).remove_conditions("n", ["GPUsHealthy"])
+    assert len(run.calls) == 20
+
+
+def test_a_condition_that_is_not_there_costs_no_write():
+    run = Script(NODE)
+    Kubectl(run).remove_conditions("n", ["MemoryPressure"])
+    assert len(run.calls) == 1
