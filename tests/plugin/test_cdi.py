@@ -325,6 +325,16 @@ def test_each_kind_has_a_file_which_goes_when_nothing_of_it_is_left(tmp_path: Pa
     assert os.listdir(tmp_path) == [cdi.FILE_NAME]
 
 
+def test_removing_takes_every_file_of_ours_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "nvidia.yaml").touch()
+    channel = (Feature(IMEX, "0", ((f"{CHANNEL}0", f"{CHANNEL}0"),)),)
+    for spec in (built(node(gpu(0))), *cdi.build_features(channel)):
+        cdi.write(str(tmp_path), spec)
+    cdi.remove(str(tmp_path))
+    assert os.listdir(tmp_path) == ["nvidia.yaml"]
+    cdi.remove(str(tmp_path / "not there"))
+
+
 def driver_tree(root: Path) -> None:
     for name in (
         "usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15",

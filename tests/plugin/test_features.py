@@ -182,6 +182,20 @@ def channel(machine) -> Path:  # type: ignore[no-untyped-def]
     return Path(f"{machine.root}{CHANNEL}0")
 
 
+def test_an_edit_of_the_directory_takes_the_specifications_along(node, start, place):  # type: ignore[no-untyped-def]
+    node.kubelet.start()
+    config = place / "config.yaml"
+    text = "plugin: {{deviceListStrategy: cdi-cri}}\ncdi: {{specDir: {}}}\n"
+    config.write_text(text.format(place / "one"))
+    start(f"--config-file={config}")
+    node.kubelet.wait_for(GPU, 8)
+    name = "k8s.device-plugin.nvidia.com-gpu.json"
+    assert os.listdir(place / "one") == [name]
+    config.write_text(text.format(place / "two"))
+    wait_until((place / "two" / name).exists)
+    assert os.listdir(place / "one") == []
+
+
 def test_the_program_gives_gpus_out_once_the_required_channel_is_there(node, machine, start, channel, place):  # type: ignore[no-untyped-def]
     node.kubelet.start()
     plugin = start(

@@ -331,6 +331,23 @@ def test_check_names_each_broken_link(node, machine, capsys):
     assert "8 on the PCI bus but 7 by NVML" in shown
 
 
+@pytest.mark.usefixtures("real_places")
+def test_check_looks_for_the_program_that_cdi_specifications_call(node, machine, place, capsys):
+    node.kubelet.start()
+    flags = [*node.flags(), f"--nvidia-dev-root={machine.root}", "--device-list-strategy=cdi-cri"]
+    flags += [f"--cdi-spec-dir={place / 'cdi'}", "--nvidia-cdi-hook-path=/opt/nvidia-ctk"]
+    assert main(["check", *flags], machine.environ()) == 1
+    assert "FAIL  cdi: /opt/nvidia-ctk" in capsys.readouterr().out
+    mounted = place / "driver-root"
+    (mounted / "opt").mkdir(parents=True)
+    (mounted / "opt/nvidia-ctk").touch()
+    flags += [f"--container-driver-root={mounted}"]
+    assert main(["check", *flags], machine.environ()) == 0
+    assert "cdi: /opt/nvidia-ctk is there" in capsys.readouterr().out
+    main(["check", *flags, "--nvidia-driver-root=/run/nvidia/driver"], machine.environ())
+    assert " cdi: " not in capsys.readouterr().out
+
+
 def test_check_tells_of_another_plugin(node, machine, start, capsys):
     node.kubelet.start()
     start()

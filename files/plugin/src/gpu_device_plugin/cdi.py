@@ -226,3 +226,9 @@ def write(directory: str, spec: Mapping[str, Any]) -> str:
             temporary.unlink()
         raise
     return str(path)
+
+
+def remove(directory: str) -> None:
+    """Take every file of ours away; nothing happens where there is none. Raises OSError."""
+    for kind in (CLASS, *KINDS):
+        (Path(directory) / file_name(_specification(kind, []))).unlink(missing_ok=True)

@@ -217,6 +217,7 @@ def _places(settings: Settings) -> Iterator[Finding]:
     places = {"state_dir": settings.state_dir, "run_dir": settings.run_dir}
     if {CDI_ANNOTATIONS, CDI_CRI} & set(settings.device_list_strategy):
         places["cdi.specDir"] = settings.cdi_spec_dir
+        yield from _cdi_hook(settings)
     for name, place in places.items():
         there = Path(place)
         while not there.exists():
@@ -235,6 +236,22 @@ def _places(settings: Settings) -> Iterator[Finding]:
             )
         else:
             yield Finding("mps", "ok", binary)
+
+
+def _cdi_hook(settings: Settings) -> Iterator[Finding]:
+    """The program that the CDI specification calls is the node's own, which a pod sees below a mounted "/" alone."""
+    program = settings.nvidia_cdi_hook_path
+    mounted = os.path.isdir(settings.container_driver_root)
+    if not program or (mounted and settings.nvidia_driver_root.rstrip("/")):
+        return
+    if os.path.exists(f"{settings.container_driver_root}{program}" if mounted else program):
+        yield Finding("cdi", "ok", f"{program} is there")
+    else:
+        yield Finding(
+            "cdi", "fail",
+            f"{program}, which the CDI specification calls, is not there, so that no container with a GPU would start: "
+            "install nvidia-container-toolkit-base, or set nvidiaCDIHookPath",
+        )  # fmt: skip
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str], as_json: bool) -> int:

@@ -98,6 +98,7 @@ class Engine:
         self._again: Timer | None = None
         self._due: Timer | None = None
         self._cdi_names: frozenset[str] = frozenset()
+        self._cdi_dir = ""
         self._features: tuple[features.Feature, ...] = ()
         self.cdi_problem: str | None = None
         self._driver_files: tuple[object, cdi.DriverFiles] = (None, cdi.DriverFiles())
@@ -270,6 +271,9 @@ class Engine:
         gpus = cdi.build(wanted, self.scan.snapshot, settings, self._driver_files[1])
         specifications = (gpus, *cdi.build_features(self._features))
         try:
+            if self._cdi_dir not in ("", settings.cdi_spec_dir):
+                cdi.remove(self._cdi_dir)  # two directories with the same devices would contradict each other
+            self._cdi_dir = settings.cdi_spec_dir
             for specification in specifications:
                 cdi.write(settings.cdi_spec_dir, specification)
         except OSError as error:
