@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from node_kit import Node, Play
@@ -77,10 +79,23 @@ def test_the_service_is_hardened_and_the_second_run_changes_nothing(
     assert (checked.rc, checked.changed) == (0, 0), checked.output
 
 
-def test_a_killed_plugin_is_back_at_once(node: Node, play: Callable[..., Play]) -> None:
+def test_a_killed_plugin_is_back_at_once_and_the_verdict_is_where_programs_read_it(
+    node: Node, play: Callable[..., Play], tmp_path: Path
+) -> None:
     node.run("kill -KILL $(systemctl show gpu-device-plugin --property=MainPID --value)")
-    done = play("gpuops.k8s.verify", [node], extra=VERIFY)
+    files = {
+        "verify_summary": str(tmp_path / "all.json"),
+        "device_plugin_verify_report": str(tmp_path / "{{ inventory_hostname }}.json"),
+        "device_plugin_verify_status_file": "/run/gpus-verified.json",
+    }
+    done = play("gpuops.k8s.verify", [node], extra=VERIFY | files)
     assert done.rc == 0, done.output
+    assert "1 of 1 hosts OK" in done.output
+    verdict = json.loads((tmp_path / f"{node.name}.json").read_text())
+    assert (verdict["ok"], verdict["resources"]["nvidia.com/gpu"]["registered"]) == (True, 2)
+    assert json.loads(node.text("cat /run/gpus-verified.json")) == verdict
+    summary = json.loads((tmp_path / "all.json").read_text())
+    assert summary == {"ok": True, "broken": [], "hosts": {node.name: verdict}}
 
 
 def test_another_plugin_is_refused_before_any_change_and_taken_over_when_asked(
