@@ -1,4 +1,4 @@
-"""K1 to K29 from a plugin's side of the wire, against every kubelet: the embedded one may not drift from the real one.
+"""K1 to K30 from a plugin's side of the wire, against every kubelet: the embedded one may not drift from the real one.
 
 A scripted plugin talks to each kubelet and expects the same. What only a version does is asked of `node.behaviour`, the
 table that the embedded kubelet itself follows, so that the real one checks the table as well.
@@ -642,7 +642,7 @@ def test_k29_ids_come_in_no_order(node: Node, resource: str) -> None:
 # -- the checkpoint, and the other way to register -------------------------------------------------------------------
 
 
-def test_the_checkpoint_has_the_shape_that_readers_know(node: Node, resource: str) -> None:
+def test_k30_the_checkpoint_has_the_shape_that_readers_know(node: Node, resource: str) -> None:
     with FakePlugin(node.plugin_dir, resource, IDS).come() as plugin:
         wait_listed(node, resource, IDS)
         assert node.run_pod("checkpoint", {resource: 2}).admitted

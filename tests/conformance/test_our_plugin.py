@@ -1,16 +1,19 @@
-"""K1 to K29 from the kubelet's side: our plugin, as a process, against every kubelet, through each fault of its life.
+"""K1 to K30 from the kubelet's side: our plugin, as a process, against every kubelet, through each fault of its life.
 
 Times are what benchmarks are for (tests/bench); here a condition has ten seconds to come true, and must.
 """
 
 from __future__ import annotations
 
+import base64
+import http.client
 import os
 import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from socket import create_server
 from typing import Any
 
 import grpc
@@ -189,6 +192,33 @@ def test_k04_a_refusal_is_shown_and_tried_again(node: Node, alone: Machine) -> N
         wait_until(lambda: process.status()["ready"])
 
 
+def test_k08_its_own_counter_tells_refused_registrations_from_accepted_ones(
+    node: Node, alone: Machine
+) -> None:
+    if not isinstance(node, EmbeddedNode):
+        pytest.skip("a real kubelet can't be told to refuse")
+    before = node.registrations_counted(GPU)
+    node.kubelet.faults.refuse_register = "not today"
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flag = f"--metrics-address=127.0.0.1:{port}"
+    with PluginProcess(node.plugin_dir, node.root_dir, alone, flag) as process:
+        wait_until(lambda: "not today" in process.tail())
+        node.kubelet.faults.refuse_register = ""
+        wait_healthy(node, 8, process, 20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        counted = {
+            result: float(line.rsplit(" ", 1)[1])
+            for result in ("refused", "accepted")
+            for line in text.splitlines()
+            if "_registrations_total{" in line and f'"{result}"' in line
+        }
+        assert counted["accepted"] == 1 and counted["refused"] >= 1
+        assert node.registrations_counted(GPU) - before == sum(counted.values())
+
+
 def test_k06_a_new_process_never_takes_the_socket_of_a_dead_one(node: Node, plugin: PluginProcess) -> None:
     [old] = plugin.sockets()
     plugin.kill()
@@ -342,6 +372,20 @@ def test_k13_a_pod_keeps_its_gpus_over_every_restart(node: Node, plugin: PluginP
     assert not node.run_pod("k13-more", {GPU: 7}).admitted
     node.remove_pod("k13")
     node.remove_pod("k13-more")
+
+
+def test_k14_a_dead_plugin_leaves_nothing_allocatable_until_it_is_back(
+    node: Node, plugin: PluginProcess
+) -> None:
+    if not isinstance(node, EmbeddedNode):
+        pytest.skip("a kubelet tells its capacity to an API server alone")
+    wait_until(lambda: node.kubelet.node_status()["allocatable"].get(GPU) == 8)
+    plugin.kill()
+    wait_until(lambda: node.kubelet.node_status()["allocatable"][GPU] == 0)
+    assert node.kubelet.node_status()["capacity"][GPU] == 8, "the key and the capacity prove nothing"
+    plugin.start()
+    wait_healthy(node, 8, plugin)
+    wait_until(lambda: node.kubelet.node_status()["allocatable"][GPU] == 8)
 
 
 def test_k15_the_plugin_directory_is_a_setting_of_its_own(node: Node, plugin: PluginProcess) -> None:
@@ -539,6 +583,20 @@ def test_k27_status_names_who_holds_a_gpu(node: Node, plugin: PluginProcess) -> 
     node.remove_pod("k27")
 
 
+def test_k28_cdi_names_reach_new_kubelets_and_device_nodes_every_one(node: Node, alone: Machine) -> None:
+    flag = "--device-list-strategy=envvar,cdi-cri"
+    with PluginProcess(node.plugin_dir, node.root_dir, alone, flag) as process:
+        wait_healthy(node, 8, process)
+        outcome = node.run_pod("cdi", {GPU: 1})
+        assert outcome.admitted, outcome.reason
+        [uuid] = node.held("cdi", GPU)
+        assert outcome.cdi == ((f"k8s.device-plugin.nvidia.com/gpu={uuid}",) if node.behaviour.cdi else ())
+        # A kubelet that ignores the names silently must not leave the container without its GPU.
+        assert outcome.envs["NVIDIA_VISIBLE_DEVICES"] == uuid
+        assert any(host.endswith("nvidiactl") for _inside, host, _permissions in outcome.devices)
+        node.remove_pod("cdi")
+
+
 def test_k29_answers_are_in_index_order_whatever_the_request(node: Node, plugin: PluginProcess) -> None:
     devices = [d for r in plugin.status()["resources"] for d in r["devices"]]
     by_index = [d["id"] for d in sorted(devices, key=lambda d: int(d["index"]))]
@@ -548,6 +606,25 @@ def test_k29_answers_are_in_index_order_whatever_the_request(node: Node, plugin:
 
 
 # -- the other way to register, and the end -------------------------------------------------------------------------
+
+
+def test_k30_the_checkpoint_tells_without_grpc_which_gpus_are_healthy_and_who_holds_them(
+    node: Node, plugin: PluginProcess
+) -> None:
+    outcome = node.run_pod("holder", {GPU: 2})
+    assert outcome.admitted, outcome.reason
+
+    def entry() -> Any:
+        entries = node.checkpoint()["PodDeviceEntries"] or ()
+        return next((one for one in entries if one["ResourceName"] == GPU), None)
+
+    found = wait_until(entry)
+    ids = {identity for some in found["DeviceIDs"].values() for identity in some}
+    assert len(ids) == 2 and ids <= set(node.checkpoint()["RegisteredDevices"][GPU])
+    assert len(node.checkpoint()["RegisteredDevices"][GPU]) == 8
+    answer = dp.ContainerAllocateResponse.FromString(base64.b64decode(found["AllocResp"]))
+    assert set(answer.envs["NVIDIA_VISIBLE_DEVICES"].split(",")) == ids
+    node.remove_pod("holder")
 
 
 def test_it_can_register_through_plugins_registry(node: Node, alone: Machine) -> None:
