@@ -23,7 +23,7 @@ from gpu_device_plugin.features import (
     required_fault,
 )
 from gpu_device_plugin.resources import plan
-from gpu_device_plugin.roots import dev_root, dev_roots
+from gpu_device_plugin.roots import below, dev_root, dev_roots, visible_roots
 from kit import GPU, wait_until
 from plain_nodes import cut, gpu, node
 
@@ -54,6 +54,7 @@ def test_nodes_are_found_by_kind_below_the_first_root_that_has_some(tmp_path: Pa
     for path in (f"{CHANNEL}0", "/dev/gdrdrv", "/dev/infiniband/rdma_cm"):
         device(Path(f"{second}{path}"))
     (first / "dev/nvidia-fs0").touch()  # no device
+    (first / "dev/nvidia-fs1").symlink_to("nowhere")
     assert find((str(first), str(second))) == tuple(
         Node(path) for path in (f"{CHANNEL}10", f"{CHANNEL}2", "/dev/gdrdrv", "/dev/infiniband/uverbs0")
     )
@@ -180,6 +181,12 @@ def test_device_nodes_are_looked_for_where_they_can_be_seen(tmp_path: Path) -> N
 def channel(machine) -> Path:  # type: ignore[no-untyped-def]
     """Where the node's channel 0 is, or will be."""
     return Path(f"{machine.root}{CHANNEL}0")
+
+
+def test_the_driver_is_looked_for_where_it_is_mounted_then_at_its_own_root(tmp_path: Path) -> None:
+    assert visible_roots("/", "/nonexistent") == ()
+    assert visible_roots("/run/nvidia/driver", str(tmp_path)) == (str(tmp_path), "/run/nvidia/driver")
+    assert below("/", "/dev/x") == below("", "dev/x") == "/dev/x"
 
 
 def test_an_edit_of_the_directory_takes_the_specifications_along(node, start, place):  # type: ignore[no-untyped-def]

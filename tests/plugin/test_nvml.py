@@ -15,7 +15,6 @@ from gpu_device_plugin.nvml_events import EventMonitor
 from gpu_device_plugin.nvml_library import describe, locate
 from gpu_device_plugin.nvml_memory import Memory
 from gpu_device_plugin.nvml_read import bus_id
-from gpu_device_plugin.roots import visible_roots
 from kit import wait_until
 from testbed_nvml import Machine, standin
 
@@ -210,8 +209,6 @@ def test_the_library_is_found_below_the_driver_root(place):
     library.touch()
     assert locate((str(place),)) == str(library)
     assert locate(("/nonexistent",)) is None
-    assert visible_roots("/", "/nonexistent") == ()
-    assert visible_roots("/run/nvidia/driver", str(place)) == (str(place), "/run/nvidia/driver")
 
 
 def test_display_nodes_are_those_of_the_gpus_that_are_there(source, machine):
