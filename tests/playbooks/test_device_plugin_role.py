@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,19 +47,75 @@ def test_every_variable_is_in_the_readme():
     assert [name for name in defaults() if f"| `{name}` |" not in text] == []
 
 
-def test_the_plain_manifests_are_rendered_from_the_templates(tmp_path):
-    playbook = ROOT / "tests/tools/render-deploy.yml"
+def rendered(target, **variables):
+    """The two manifests by the templates, with these variables over the defaults."""
     command = [
-        Path(sys.executable).parent / "ansible-playbook",
-        "-i",
-        "localhost,",
-        playbook,
-        "-e",
-        f"target={tmp_path}",
-    ]
+        Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", ROOT / "tests/tools/render-deploy.yml",
+        "-e", f"target={target}", "-e", json.dumps(variables),
+    ]  # fmt: skip
     environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"))
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout
+    return yaml.safe_load((target / "static-pod.yaml").read_text())["spec"]
+
+
+def mounts(spec):
+    """Path in the container -> path on the node."""
+    volumes = {one["name"]: one["hostPath"]["path"] for one in spec["volumes"]}
+    return {one["mountPath"]: volumes[one["name"]] for one in spec["containers"][0]["volumeMounts"]}
+
+
+def test_a_pod_that_shares_by_mps_has_what_the_daemon_needs(tmp_path):
+    sharing = {"mps": {"resources": [{"name": "nvidia.com/gpu", "replicas": 2}]}}
+    spec = rendered(tmp_path, device_plugin_config={"sharing": sharing, "flags": {"mpsRoot": "/run/m"}})
+    assert spec["hostPID"] is True
+    assert mounts(spec).items() >= {"/mps": "/run/m", "/dev/shm": "/run/m/shm"}.items()
+    container = spec["containers"][0]
+    assert container["securityContext"]["privileged"] is True
+    assert {one["name"]: one.get("value") for one in container["env"]}["NVIDIA_DRIVER_CAPABILITIES"] == (
+        "compute,utility"
+    )
+
+
+def test_a_pod_that_hands_out_cdi_names_or_channels_sees_the_drivers_root(tmp_path):
+    strategy = {"plugin": {"deviceListStrategy": "envvar,cdi-cri"}}
+    for config in (strategy, {"flags": strategy}):
+        assert mounts(rendered(tmp_path, device_plugin_config=config)).items() >= {
+            "/var/run/cdi": "/var/run/cdi", "/driver-root": "/",
+        }.items()  # fmt: skip
+    found = mounts(rendered(tmp_path, device_plugin_config={"imex": {"channelIDs": [0]}}))
+    assert found["/driver-root"] == "/"
+    assert "/var/run/cdi" not in found
+
+
+def unit(**facts):
+    """The systemd unit's lines."""
+    loader = jinja2.Environment(
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    loader.filters["dirname"] = os.path.dirname
+    plain = {name: value for name, value in defaults().items() if "{{" not in str(value)}
+    plain |= {
+        "_device_plugin_kubelet_unit": "kubelet.service",
+        "_device_plugin_mps": False,
+        "ansible_managed": "",
+    }
+    plain |= facts
+    text = (ROLE / "templates/gpu-device-plugin.service.j2").read_text()
+    return loader.from_string(text).render(**plain).splitlines()
+
+
+def test_a_service_that_shares_by_mps_may_do_what_the_daemon_needs_and_leaves_it_alive():
+    plain, mps = unit(), unit(_device_plugin_mps=True, _device_plugin_mps_root="/run/m")
+    assert {"CapabilityBoundingSet=", "UMask=0077"} <= set(plain)
+    assert "KillMode=process" not in plain
+    assert {"KillMode=process", "ReadWritePaths=/run/m", "UMask=0022"} <= set(mps)
+    assert "ExecStartPre=+/bin/mkdir -p /var/run/cdi /run/m" in mps
+    assert "CapabilityBoundingSet=" not in mps
+
+
+def test_the_plain_manifests_are_rendered_from_the_templates(tmp_path):
+    rendered(tmp_path)
     for name in ("daemonset.yaml", "static-pod.yaml"):
         assert (tmp_path / name).read_text() == (DEPLOY / name).read_text(), f"render {name} anew"
 
@@ -74,7 +132,9 @@ def test_the_plugin_knows_every_variable_that_its_pod_sets():
     text = (ROLE / "templates/pod.j2").read_text()
     names = {name for name in re.findall(r"- { name: ([A-Z_]+),", text) if not name.startswith("NVIDIA_")}
     assert "KUBERNETES_EVENTS" in names
-    show = "from gpu_device_plugin.options import OPTIONS; print(*[name for one in OPTIONS for name in one.env])"
+    show = (
+        "from gpu_device_plugin.options import OPTIONS; print(*[name for one in OPTIONS for name in one.env])"
+    )
     environment = dict(os.environ, PYTHONPATH=str(ROOT / "files/plugin/src"))
     known = subprocess.run(
         [sys.executable, "-c", show], check=True, capture_output=True, text=True, env=environment

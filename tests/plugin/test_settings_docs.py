@@ -37,15 +37,6 @@ def test_both_pages_have_examples() -> None:
     assert [len(blocks(page)) for page in PAGES] == [6, 1]
 
 
-def test_every_variable_that_the_roles_pod_sets_is_one_that_the_program_reads() -> None:
-    pod = (CHECKOUT / "roles/device_plugin/templates/pod.j2").read_text()
-    environment = pod.split("    env:\n")[1].split("    ports:\n")[0]
-    names = set(re.findall(r"- \{ name: (\w+),", environment))
-    runtime = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
-    assert names - runtime <= {variable for option in OPTIONS for variable in option.env}
-    assert runtime <= names
-
-
 def test_the_example_of_a_flag_is_accepted() -> None:
     (text,) = re.findall(r"--sharing-time-slicing='(.*?)'", settings_table.PAGE.read_text())
     assert load([f"--sharing-time-slicing={text}"], {}, lambda path: "").time_slicing is not None
