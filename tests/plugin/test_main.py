@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from gpu_device_plugin.__main__ import main
-from kit import GPU, Node, PluginProcess, wait_until
+from kit import GPU, SOURCE, Node, PluginProcess, wait_until
 
 SHARED = """\
 version: v1
@@ -392,6 +392,29 @@ def test_systemd_is_told_ready_status_and_the_watchdog_is_fed(node, place, start
         plugin.signal(signal.SIGTERM)
         while "STOPPING=1" not in seen[-1]:
             seen.append(systemd.recv(4096).decode())
+
+
+def test_garbage_is_collected_again_once_the_start_is_over_but_not_among_what_it_made(node, machine):
+    program = """
+import gc, os, signal, sys, threading
+gc.disable()
+from gpu_device_plugin import daemon
+daemon.SETTLED_SECONDS = 0.2
+def tell():
+    print(gc.isenabled(), gc.get_freeze_count() > 10_000, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Timer(1.5, tell).start()
+sys.exit(daemon.run(sys.argv[1:], os.environ))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *node.flags()],
+        env=machine.environ(PYTHONPATH=str(SOURCE)),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("True True\n", 0), done.stderr
 
 
 def test_memory_threads_and_idle_cpu_stay_small(node, start):

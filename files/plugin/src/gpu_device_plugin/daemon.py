@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 log = logs.Log("daemon")
 
 STUCK_CHECK_SECONDS = 5.0
+SETTLED_SECONDS = 3.0
+"""After this what was made at the start is there to stay."""
 
 
 def read_file(path: str) -> bytes:
@@ -109,6 +112,7 @@ class Daemon:
             self._watch = FileWatch(self.loop, self.settings.config_file, self.reload)
         self._watchdog()
         self.loop.every(STUCK_CHECK_SECONDS, self._check_stuck)
+        self.loop.after(SETTLED_SECONDS, self._settled)
         self.loop.run()
         self._close()
         return self.code
@@ -131,6 +135,13 @@ class Daemon:
         log.error("giving up", problem=why)
         self.code = 1
         self.loop.stop()
+
+    @staticmethod
+    def _settled() -> None:
+        """Garbage is collected from now on, but not among what the start made: looking through that would hold up an
+        answer for 10 ms now and then."""
+        gc.freeze()
+        gc.enable()
 
     # Signals and the service manager
 
