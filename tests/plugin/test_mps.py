@@ -210,6 +210,15 @@ def test_a_compute_mode_that_cannot_be_set_is_told_and_tried_again(supervised, p
     wait_until(supervised.well)
 
 
+def test_a_pid_file_that_names_another_process_by_now_is_no_daemon(supervised):
+    supervised.pipes.mkdir(parents=True)
+    (supervised.pipes / "nvidia-cuda-mps-control.pid").write_text(f"{os.getpid()}\n")
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    assert alive(supervised.pid())
+    assert supervised.pid() != os.getpid()
+
+
 def test_shared_memory_that_nvidias_daemon_left_is_told_with_the_next_step(supervised, place):
     left = place / "mps/shm"
     left.mkdir(parents=True)

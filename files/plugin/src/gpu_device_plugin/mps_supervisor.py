@@ -93,13 +93,15 @@ class ControlDaemon:
         self._environment = {**os.environ, **mps.daemon_environment(root, resource)}
 
     def pid(self) -> int | None:
-        """Of the daemon that runs, None where none does (a zombie does not run)."""
+        """Of the daemon that runs, None where none does: a zombie does not run, and a process of another name has got
+        the number of one that is dead."""
         try:
             pid = int((Path(self._pipes) / f"{BINARY}.pid").read_text().split()[0])
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            named, _unused, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
         except (OSError, ValueError, IndexError):
             return None
-        return None if state in "ZX" else pid
+        name = named.partition("(")[2]  # at most 15 characters of it
+        return pid if name and BINARY.startswith(name) and rest.split()[0] not in "ZX" else None
 
     def tell(self, *commands: str) -> str:
         """Sends commands, returns what was answered. Raises :class:`MpsError`."""
