@@ -420,7 +420,7 @@ def run_config_map(module):
         module.fail_json(
             msg=f"kubectl can not read ConfigMap kube-system/{name}: {err.strip()}; check kubectl and kubeconfig"
         )
-    text = "" if missing else json.loads(out)["data"].get("kubelet", "")
+    text = "" if missing else (json.loads(out).get("data") or {}).get("kubelet", "")
     path = f"ConfigMap kube-system/{name}"
     place = places_of.Place(path, text_of.CONFIG, 0)
     mentions = [(place, entry) for entry in text_of.find(text, params["name"], text_of.CONFIG)]
