@@ -37,7 +37,7 @@ featureGates:
 kind: KubeletConfiguration
 rotateCertificates: true
 """
-PEER = {
+CONFIG_MAP = {
     "apiVersion": "v1",
     "kind": "ConfigMap",
     "metadata": {
@@ -68,6 +68,69 @@ printf '[host."http://{registry}"]\\n' > /etc/containerd/certs.d/{registry}/host
 printf '\\n[plugins."io.containerd.grpc.v1.cri".registry]\\nconfig_path = "/etc/containerd/certs.d"\\n' >> /etc/containerd/config.toml
 systemctl restart containerd
 """
+# Another device plugin, as far as the kubelet sees: its own socket, two devices.
+OTHER = """
+import time
+from concurrent import futures
+
+import grpc
+from gpu_device_plugin.api import deviceplugin_v1beta1_pb2 as api
+
+FOLDER = "/var/lib/kubelet/device-plugins"
+
+
+def watch(request, context):
+    yield api.ListAndWatchResponse(devices=[api.Device(ID=f"other-{n}", health="Healthy") for n in range(2)])
+    while context.is_active():
+        time.sleep(0.2)
+
+
+methods = {
+    "GetDevicePluginOptions": grpc.unary_unary_rpc_method_handler(
+        lambda request, context: api.DevicePluginOptions(), api.Empty.FromString, api.DevicePluginOptions.SerializeToString
+    ),
+    "ListAndWatch": grpc.unary_stream_rpc_method_handler(
+        watch, api.Empty.FromString, api.ListAndWatchResponse.SerializeToString
+    ),
+}
+server = grpc.server(futures.ThreadPoolExecutor(4))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("v1beta1.DevicePlugin", methods),))
+server.add_insecure_port(f"unix://{FOLDER}/nvidia-gpu.sock")
+server.start()
+register = grpc.insecure_channel(f"unix://{FOLDER}/kubelet.sock").unary_unary(
+    "/v1beta1.Registration/Register", api.RegisterRequest.SerializeToString, api.Empty.FromString
+)
+register(api.RegisterRequest(version="v1beta1", endpoint="nvidia-gpu.sock", resource_name="nvidia.com/gpu"), timeout=5)
+time.sleep(1e6)
+"""
+
+
+def other_plugin(image):
+    """The DaemonSet of another plugin, under the name that NVIDIA's manifest gives it."""
+    labels = {"name": "nvidia-device-plugin-ds"}
+    folder = "/var/lib/kubelet/device-plugins"
+    container = {
+        "name": "main",
+        "image": image,
+        "command": ["python3", "-c", OTHER],
+        "volumeMounts": [{"name": "plugins", "mountPath": folder}],
+    }
+    spec = {
+        "hostNetwork": True,
+        "terminationGracePeriodSeconds": 1,
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [container],
+        "volumes": [{"name": "plugins", "hostPath": {"path": folder}}],
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "nvidia-device-plugin-daemonset", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": spec},
+        },
+    }
 
 
 class Choices(Lab):
@@ -99,7 +162,7 @@ class Choices(Lab):
         for node, pulls in zip(self.nodes, (DOCKER_PULLS, CONTAINERD_PULLS)):
             script = pulls.format(registry=where) + SERVICE.format(address=address)
             self.inside(node, f"test ! -e /run/choices || exit 0; touch /run/choices\n{script}")
-        self.kubectl("apply", "-f", "-", stdin=json.dumps(PEER))
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(CONFIG_MAP))
         self.kubectl("taint", "node", self.nodes[1], "nvidia.com/gpu=present:NoSchedule", "--overwrite")
         self.choices = {
             "device_plugin_build_host": self.nodes[0],
@@ -171,7 +234,7 @@ def test_a_docker_node_builds_and_pushes_and_every_kubelet_pulls(lab):
     tags = json.loads(
         lab.inside(f"{lab.name}-control", "curl -sf http://127.0.0.1:5000/v2/gpuops/device-plugin/tags/list")
     )["tags"]
-    assert len(tags) == 1
+    assert {pod["spec"]["containers"][0]["image"].rpartition(":")[2] for pod in pods.values()} <= set(tags)
     # No archive went through the control host, and nothing is left of the build.
     assert [path.name for path in (lab.folder / "build").iterdir()] == []
     assert lab.inside(lab.nodes[0], "ls -d /var/tmp/gpu-device-plugin* 2>/dev/null || true") == ""
@@ -214,7 +277,7 @@ def test_kubeadms_config_map_loses_the_gate_and_nothing_else(lab):
         "other": "kept\n",
     }
     for field in ("labels", "annotations"):
-        assert PEER["metadata"][field].items() <= live["metadata"][field].items()
+        assert CONFIG_MAP["metadata"][field].items() <= live["metadata"][field].items()
     assert yaml.safe_load(live["data"]["kubelet"])["featureGates"] == {"RotateKubeletServerCertificate": True}
 
 
@@ -313,3 +376,22 @@ def test_remove_leaves_the_cluster_as_it_was(lab):
     assert "gpu-device-plugin" not in lab.kubectl("get", kinds, "-n", "kube-system", "-o", "name")
     again = lab.chosen("remove")
     assert (again.returncode, changes(again)) == (0, 0), again.stdout[-6000:]
+
+
+def test_another_plugins_daemonset_is_refused_and_taken_over_when_asked(lab):
+    where = lab.choices["device_plugin_image_repository"]
+    tags = lab.inside(
+        f"{lab.name}-control", "curl -sf http://127.0.0.1:5000/v2/gpuops/device-plugin/tags/list"
+    )
+    lab.kubectl("apply", "-f", "-", stdin=json.dumps(other_plugin(f"{where}:{json.loads(tags)['tags'][0]}")))
+    wait_until(lab.all_offered, "4 GPUs on offer by the other plugin", 180)
+    refused = lab.chosen("provision", taint=False)
+    assert (refused.returncode != 0, changes(refused)) == (True, 0), refused.stdout[-6000:]
+    assert "nvidia-gpu.sock already hands out these GPUs" in " ".join(refused.stdout.split())
+    assert lab.all_offered()
+
+    taken = lab.chosen("provision", taint=False, takeover=True)
+    assert taken.returncode == 0, taken.stdout[-6000:]
+    assert "nvidia-device-plugin" not in lab.kubectl("get", "daemonset", "-n", "kube-system", "-o", "name")
+    assert sorted(lab.pods()) == lab.nodes
+    wait_until(lab.all_offered, "4 GPUs on offer by ours")
