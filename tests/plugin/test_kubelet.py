@@ -137,6 +137,20 @@ def test_a_kubelet_that_drops_every_stream_is_not_flooded_with_registrations(nod
     assert link.counters.registrations.value(GPU, "accepted") - before <= 5
 
 
+def test_restarts_of_the_kubelet_do_not_count_as_streams_that_it_drops(node, link):
+    node.kubelet.start()
+    link.offer(gpu=devices(8))
+    for _ in range(9):
+        node.kubelet.wait_for(GPU, 8)
+        node.kubelet.stop()
+        node.kubelet.start()
+    node.kubelet.wait_for(GPU, 8)
+    wait_until(lambda: listed(link))
+    accepted = link.counters.registrations.value(GPU, "accepted")
+    node.kubelet.manager.endpoints[GPU].stop()
+    wait_until(lambda: link.counters.registrations.value(GPU, "accepted") > accepted, 1)
+
+
 def test_a_stream_that_comes_and_goes_while_register_is_under_way_is_no_registration_k7(node, link):
     """The kubelet's answer to Register may be slower than its stream's whole life."""
     calls: list[str] = []

@@ -188,6 +188,7 @@ class KubeletLink:
             if registration.kubelet != now or idle:
                 if registration.kubelet is not None and registration.kubelet != now:
                     registration.attempts = 0
+                    registration.short_lives = 0  # a restart ended the last stream, not a kubelet that lives
                     registration.problem = "kubelet.sock was made anew"
                 registration.epoch += 1
                 registration.phase = "down"
