@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gpu_device_plugin import mps
 from gpu_device_plugin import mps_supervisor as module
 from gpu_device_plugin.config import Settings
 from gpu_device_plugin.devices import Device, ResourcePlan
@@ -208,6 +209,36 @@ def test_a_compute_mode_that_cannot_be_set_is_told_and_tried_again(supervised, p
     wait_until(lambda: "Insufficient Permissions" in (supervised.supervisor.problem(GPU) or ""))
     (place / "smi-fails").unlink()
     wait_until(supervised.well)
+
+
+def test_what_an_earlier_process_left_is_ended_when_mps_is_no_longer_asked_for(
+    node, supervised, start, place
+):
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    supervised.loop.call(supervised.supervisor.close)
+    pid = supervised.pid()
+    start(f"--mps-root={place / 'mps'}", PATH=os.environ["PATH"])
+    wait_until(lambda: not alive(pid))
+    back = ["GPU-0 DEFAULT", "GPU-1 DEFAULT"]
+    wait_until(lambda: (place / "modes").read_text().splitlines()[-2:] == back)
+    wait_until(lambda: not list(place.glob("mps/*/*/exclusive")))
+
+
+def test_a_mode_that_can_not_be_put_back_is_remembered(supervised, place):
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    (place / "smi-fails").touch()
+    supervised.offer()
+    wait_until(lambda: not supervised.keepers())
+    assert (supervised.root / GPU / "exclusive").read_text() == "GPU-0\nGPU-1\n"
+    (place / "smi-fails").unlink()
+    assert mps.left(str(supervised.root), {GPU}) == ()
+    module.end_left_daemons(
+        Settings(mps_root=str(supervised.root)), mps.left(str(supervised.root), {"a.b/c"})
+    )
+    assert (place / "modes").read_text().splitlines()[-1] == "GPU-1 DEFAULT"
+    assert not (supervised.root / GPU / "exclusive").exists()
 
 
 def test_a_pid_file_that_names_another_process_by_now_is_no_daemon(supervised):

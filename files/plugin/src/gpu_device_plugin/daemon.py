@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, logs, sdnotify
+from . import __version__, logs, mps, sdnotify
 from .config import Settings
 from .config_load import ConfigError, load
 from .counters import Counters
@@ -64,6 +64,7 @@ class Daemon:
         self.link: KubeletLink | None = None
         self.metrics: MetricsServer | None = None
         self.mps: MpsSupervisor | None = None
+        self._mps_swept = False
         self.reporter: Reporter | None = None
         self._pod_resources: PodResources | None = None
         self._watch: FileWatch | None = None
@@ -198,6 +199,7 @@ class Daemon:
             from .mps_supervisor import MpsSupervisor  # noqa: PLC0415
 
             self.mps = MpsSupervisor(self.loop, self.settings, self.engine.apply, self.roots)
+        self._end_mps_of_before()
         if self.mps is not None:
             self.mps.offer([one for one in self.engine.plan.resources if one.shared == "mps"])
         if self.link is not None:
@@ -208,6 +210,19 @@ class Daemon:
             self._ready = True
             sdnotify.notify(self._environ, "READY=1")
         self._tell_status()
+
+    def _end_mps_of_before(self) -> None:
+        """Once: resources may have ceased to be shared by MPS while no plugin ran."""
+        if self._mps_swept or self.engine.nvml_problem or not self.state.world.snapshot.gpus:
+            return
+        self._mps_swept = True
+        settings, roots = self.settings, self.roots
+        shared = {one.name for one in self.engine.plan.resources if one.shared == "mps"}
+        names = mps.left(mps.seen_root(settings), shared)
+        if names:
+            from .mps_supervisor import end_left_daemons  # noqa: PLC0415
+
+            threading.Thread(target=lambda: end_left_daemons(settings, names, roots), daemon=True).start()
 
     def _mps_fault(self, resource: ResourcePlan) -> str | None:
         if self.mps is None:

@@ -6,7 +6,8 @@ replicas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from .config import Settings
 from .devices import Device, ResourcePlan
@@ -35,6 +36,24 @@ def log_directory(root: str, resource: str) -> str:
 def shm_directory(root: str) -> str:
     """One for all resources; mounted over /dev/shm in clients and in the daemon."""
     return f"{root.rstrip('/')}/shm"
+
+
+def exclusive_file(root: str, resource: str) -> str:
+    """UUIDs of the GPUs whose compute mode was set for the resource's daemon, one a line.
+
+    What is to be put back when the resource is no longer shared so, by whichever process then runs."""
+    return f"{root.rstrip('/')}/{resource}/exclusive"
+
+
+def left(root: str, shared: Collection[str]) -> tuple[str, ...]:
+    """Resources for which a daemon was started and that are not among ``shared`` (by MPS) now. Reads directories."""
+    names = ("/".join(path.parts[-3:-1]) for path in sorted(Path(root).glob("*/*/exclusive")))
+    return tuple(name for name in names if name not in shared)
+
+
+def seen_root(settings: Settings) -> str:
+    """The MPS root as this process sees it: mounted at /mps in a pod, itself on the host."""
+    return CONTAINER_ROOT if Path(CONTAINER_ROOT).is_dir() else settings.mps_root
 
 
 def _replicas(devices: Sequence[Device]) -> dict[str, int]:

@@ -7,7 +7,6 @@ resource's devices are Unhealthy. One thread a resource; the loop only hears of 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -76,11 +75,6 @@ def told(command: Sequence[str], said: str = "", **how: Any) -> str:
     return done.stdout or ""
 
 
-def seen_root(settings: Settings) -> str:
-    """The MPS root as this process sees it: mounted at /mps in a pod, itself on the host."""
-    return mps.CONTAINER_ROOT if Path(mps.CONTAINER_ROOT).is_dir() else settings.mps_root
-
-
 class ControlDaemon:
     """One daemon, for one resource."""
 
@@ -90,6 +84,7 @@ class ControlDaemon:
         self._root = root
         self._binary = binary
         self._pipes = mps.pipe_directory(root, resource.name)
+        self._exclusive = Path(mps.exclusive_file(root, resource.name))
         self._environment = {**os.environ, **mps.daemon_environment(root, resource)}
 
     def pid(self) -> int | None:
@@ -120,7 +115,12 @@ class ControlDaemon:
         """Compute mode, the daemon, its pid file. What it prints goes nowhere: it would hold a pipe open for ever."""
         command = [needed(self._binary, BINARY), "-d"]
         self._make_directories()
-        self._compute_mode(EXCLUSIVE)
+        gpus = sorted({device.gpu_uuid for device in self.resource.devices if device.gpu_uuid})
+        try:
+            self._exclusive.write_text("".join(f"{uuid}\n" for uuid in gpus))
+        except OSError as error:
+            raise MpsError(f"can't write {self._exclusive}: {error.strerror}") from error
+        self._compute_mode(EXCLUSIVE, gpus)
         silent: dict[str, Any] = {
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.DEVNULL,
@@ -138,16 +138,22 @@ class ControlDaemon:
             time.sleep(0.02)
 
     def quit(self) -> None:
-        """Ends it; clients that still run are told by MPS."""
-        if self.pid() is not None:
-            with contextlib.suppress(MpsError):
+        """Ends it, and puts the GPUs' compute mode back; clients that still run are told by MPS. What fails is logged,
+        and is tried again by :func:`end_left_daemons` of the next start."""
+        try:
+            if self.pid() is not None:
                 self.tell("quit")
-                self._compute_mode(DEFAULT)
+            self._compute_mode(DEFAULT, self._exclusive.read_text().split())
+            self._exclusive.unlink()
+        except FileNotFoundError:
+            pass
+        except (MpsError, OSError) as error:
+            log.error("MPS control daemon not ended", resource=self.resource.name, problem=str(error))
 
-    def _compute_mode(self, mode: str) -> None:
-        """Sets it on every GPU of the resource, as the peer does. Raises :class:`MpsError`."""
+    def _compute_mode(self, mode: str, gpus: Sequence[str]) -> None:
+        """As the peer does. Raises :class:`MpsError`."""
         program = needed(self._nvidia_smi, NVIDIA_SMI)
-        for uuid in sorted({device.gpu_uuid for device in self.resource.devices if device.gpu_uuid}):
+        for uuid in gpus:
             told([program, "-i", uuid, "-c", mode])
 
     def _make_directories(self) -> None:
@@ -168,6 +174,14 @@ class ControlDaemon:
             raise MpsError(f"can't make the MPS directories: {error}") from error
 
 
+def end_left_daemons(settings: Settings, names: Sequence[str], roots: Sequence[str] = ()) -> None:
+    """Ends what an earlier process left running for these resources (:func:`mps.left`). May take seconds."""
+    binary, nvidia_smi = find_binary(roots), find_binary(roots, NVIDIA_SMI)
+    for name in names:
+        log.info("ending what MPS left", resource=name)
+        ControlDaemon(ResourcePlan(name), mps.seen_root(settings), binary, nvidia_smi).quit()
+
+
 class _Stop(threading.Event):
     """Ends a keeper's thread."""
 
@@ -183,7 +197,7 @@ class MpsSupervisor:
     ) -> None:
         """``changed`` is called in the loop whenever :meth:`problem` answers differently."""
         self._loop = loop
-        self._root = seen_root(settings)
+        self._root = mps.seen_root(settings)
         self._binary = find_binary(roots)
         self._nvidia_smi = find_binary(roots, NVIDIA_SMI)
         self._changed = changed
