@@ -7,17 +7,19 @@ directory that holds nothing but a link to this checkout.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import hypothesis
+with contextlib.suppress(ImportError):
+    import hypothesis
 
-# A busy machine is no failure: nothing here is a timed test.
-hypothesis.settings.register_profile("gpuops", deadline=None)
-hypothesis.settings.load_profile("gpuops")
+    # A busy machine is no failure: nothing here is a timed test.
+    hypothesis.settings.register_profile("gpuops", deadline=None)
+    hypothesis.settings.load_profile("gpuops")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +42,7 @@ def _install_finder() -> None:
     _AnsibleCollectionFinder(paths=[str(root)])._install()
 
 
-if not _collection_is_importable():
+if importlib.util.find_spec("ansible") is not None and not _collection_is_importable():
     _install_finder()
 
 # The plugin and the stand-ins are used from the tree, not installed.

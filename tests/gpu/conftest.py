@@ -1,4 +1,8 @@
-"""Tests on real GPUs: they skip themselves where NVML can not be opened, and where the stand-in is in use."""
+"""Tests on real GPUs: they skip themselves where NVML can not be opened, and where the stand-in is in use.
+
+They need pytest and the plugin's requirements (files/plugin/requirements.in), nothing else of this project's tools, and
+no container engine: `python -m pytest tests/gpu` from a checkout on the GPU machine.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,8 @@ def source() -> Iterator[NvmlSource]:
         one.scan()
     except SourceError as error:
         pytest.skip(f"no GPU here: {error}")
+    if not one.handles():
+        pytest.skip("NVML can be opened, but there is no GPU that it can read")
     yield one
     one.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import http.client
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from gpu_device_plugin.health import Event
+from gpu_device_plugin.nvml import NvmlSource
 from gpu_device_plugin.nvml_events import EventMonitor
 from kit import GPU, PluginProcess, wait_until
 
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.gpu
 
 def smi(*fields: str) -> list[list[str]]:
     """Rows of `nvidia-smi --query-gpu`."""
+    if shutil.which("nvidia-smi") is None:
+        pytest.skip("nvidia-smi is not on the PATH")
     done = subprocess.run(
         ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
         capture_output=True,
@@ -27,6 +31,11 @@ def smi(*fields: str) -> list[list[str]]:
         check=True,
     )
     return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
+
+
+def events_unsupported(source: NvmlSource) -> bool:
+    """Whether no GPU can be watched, as in some virtual machines: `DP_DISABLE_HEALTHCHECKS=all` is for those."""
+    return bool(source.unwatched) and set(source.unwatched) == set(source.handles())
 
 
 def test_a_scan_equals_nvidia_smi(source):
@@ -75,6 +84,9 @@ def test_events_register_on_every_gpu(source):
     states: list[str | None] = []
     monitor = EventMonitor(source, heard.append, lambda: None, states.append)
     monitor.watch()
+    if events_unsupported(source):
+        monitor.stop()
+        pytest.skip(f"this machine's driver offers no events: {next(iter(source.unwatched.values()))}")
     assert source.unwatched == {}
     assert [state for state in states if state] == []
     time.sleep(1.5)  # one whole wait inside NVML without an error
@@ -82,12 +94,16 @@ def test_events_register_on_every_gpu(source):
     monitor.stop()
 
 
-@pytest.mark.usefixtures("source")
-def test_the_program_offers_allocates_and_measures_what_nvidia_smi_shows(node):
+def test_the_program_offers_allocates_and_measures_what_nvidia_smi_shows(source, node):
+    source.scan()
+    monitor = EventMonitor(source, lambda _event: None, lambda: None, lambda _state: None)
+    monitor.watch()
+    monitor.stop()
+    more = {"DP_DISABLE_HEALTHCHECKS": "all"} if events_unsupported(source) else {}
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    plugin = PluginProcess(node, dict(os.environ), f"--metrics-address=127.0.0.1:{port}")
+    plugin = PluginProcess(node, {**os.environ, **more}, f"--metrics-address=127.0.0.1:{port}")
     try:
         told = smi("uuid", "memory.total", "temperature.gpu")
         node.kubelet.wait_for(GPU, len(told), seconds=60)

@@ -169,7 +169,8 @@ class PluginProcess:
 
     def __init__(self, node: Node, environ: dict[str, str], *flags: str) -> None:
         self.node = node
-        self.environ = {**environ, "PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join(filter(None, (str(SOURCE), environ.get("PYTHONPATH"))))
+        self.environ = {**environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gpu_device_plugin", "run", *node.flags(), *flags],
             env=self.environ,
