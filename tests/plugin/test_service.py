@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gpu_device_plugin import rpc
+from gpu_device_plugin import cdi, rpc
 from gpu_device_plugin.api import DEVICE_PLUGIN, PLUGIN_REGISTRATION
 from gpu_device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from gpu_device_plugin.api import pluginregistration_v1_pb2 as registry
@@ -193,8 +193,8 @@ def test_cdi_names_reach_the_wire(served):
     wanted = Settings(device_list_strategy=(ENVVAR, CDI_CRI))
 
     def with_cdi(resource):
-        ids = [device.uuid for device in resource.devices]
-        return Desk(Responder(resource, wanted, (), ids), Chooser(resource, Scores()))
+        names = [cdi.qualified(cdi.CLASS, device.uuid) for device in resource.devices]
+        return Desk(Responder(resource, wanted, (), names), Chooser(resource, Scores()))
 
     served.publish(plan(gpu=devices(4)), with_cdi)
     assert [one.name for one in served.allocate("GPU-1").cdi_devices] == [
