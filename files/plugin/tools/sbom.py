@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The bill of materials of the plugin's image, as CycloneDX JSON.
 
     python3 files/plugin/tools/sbom.py --image NAME:TAG --base NAME:TAG --output FILE [--python 3.11] [--arch x86_64]
@@ -64,7 +63,7 @@ def describe(site: Path, image: str, base: str) -> Bom:
 
 def name_and_tag(image: str) -> tuple[str, str | None]:
     """``registry:5000/a/b:1`` as ``registry:5000/a/b`` and ``1``; None where no tag is given."""
-    name, _, tag = image.rpartition(":")
+    name, _colon, tag = image.rpartition(":")
     return (name, tag) if name and "/" not in tag else (image, None)
 
 
