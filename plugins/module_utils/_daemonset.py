@@ -112,7 +112,9 @@ def unfinished(pod: Mapping[str, Any] | None, new: Mapping[str, Any], stale: Map
 
 
 def hopeless(pod: Mapping[str, Any] | None) -> bool:
-    """Whether a container of the pod starts again and again, or has no image to start from."""
+    """Whether a container of a pod that stays starts again and again, or has no image to start from."""
+    if pod and pod["metadata"].get("deletionTimestamp"):
+        return False
     waits = [
         (one.get("state", {}).get("waiting") or {}).get("reason")
         for one in ((pod or {}).get("status", {}).get("containerStatuses") or [])

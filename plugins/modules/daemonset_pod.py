@@ -15,6 +15,8 @@ description:
   - Where the new template differs from the pod's by images alone, the running pod is given the new images. The
     kubelet then stops the container and starts the new one in the same pod, about a second later. Else the pod is
     deleted, and the DaemonSet makes another when the old one is gone. There are never two at once.
+  - A pod that does not run, because its container starts again and again or has no image, is also deleted, so that a
+    mended node does not wait for the kubelet's next try.
 extends_documentation_fragment:
   - gpuops.k8s.attributes
   - gpuops.k8s.attributes.change_module
@@ -187,6 +189,8 @@ def plan(
     pod: objects.Object, old: objects.Object | None, new: objects.Object, *, in_place: bool
 ) -> tuple[str, objects.Object]:
     """What brings the pod to revision ``new``, and the patch for it."""
+    if daemonsets.hopeless(pod):
+        return "replaced", {}  # its state would say nothing of what it is about to become
     if daemonsets.revision_hash(pod) == daemonsets.revision_hash(new):
         return "none", {}
     alike = old is not None and daemonsets.differ_by_images_alone(

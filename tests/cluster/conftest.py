@@ -37,6 +37,7 @@ def lab(request, tmp_path_factory):
     running = os.environ.get("GPUOPS_LAB")
     if running:
         found = Lab(running, tmp_path_factory.mktemp("lab"))
+        found.write_inventory()
         found.expected = found.offered()
         return found
     bare_lab = request.getfixturevalue("bare_lab")

@@ -42,6 +42,10 @@ class Lab:
         self._run(CLUSTER, "down", self.name)
         done = self._run(CLUSTER, "up", self.name)
         assert done.returncode == 0, done.stderr
+        self.write_inventory()
+
+    def write_inventory(self) -> None:
+        """For the playbooks; pods of the test cluster have no other network than the host's."""
         text = self._run(CLUSTER, "inventory", self.name).stdout
         self.inventory.write_text(
             text.replace("  vars:\n", "  vars:\n    device_plugin_host_network: true\n", 1)
@@ -54,14 +58,22 @@ class Lab:
         """The end of each component's log: a failing test prints it."""
         return self._run(CLUSTER, "logs", self.name).stdout
 
-    def play(self, playbook: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a playbook of the collection; GPUOPS_COLLECTIONS names another copy than this checkout's."""
-        collections = os.environ.get("GPUOPS_COLLECTIONS")
-        if not collections:
-            collections = self._run(ROOT / "tests/tools/collection").stdout.strip()
+    def kubeconfig(self) -> str:
+        """The administrator's, on this machine."""
+        return self._run(CLUSTER, "kubeconfig", self.name).stdout.strip()
+
+    def collections(self) -> str:
+        """Where the collection is installed; GPUOPS_COLLECTIONS names another copy than this checkout's."""
+        given = os.environ.get("GPUOPS_COLLECTIONS")
+        return given or self._run(ROOT / "tests/tools/collection").stdout.strip()
+
+    def play(
+        self, playbook: str, *arguments: str, collections: str | Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a playbook of the collection."""
         environment = {
             **os.environ,
-            "ANSIBLE_COLLECTIONS_PATH": collections,
+            "ANSIBLE_COLLECTIONS_PATH": str(collections or self.collections()),
             "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "false",
             "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
             "ANSIBLE_HOST_KEY_CHECKING": "false",

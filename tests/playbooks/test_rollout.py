@@ -50,6 +50,14 @@ VERIFY = [
     }
 ]
 
+REMEMBER = [{"name": "Remember", "ansible.builtin.set_fact": {"__device_plugin_before": {"stdout": ""}}}]
+ROLL_BACK = [
+    {
+        "name": "Old pod",
+        "ansible.builtin.copy": {"content": "", "dest": "{{ base }}/old-pod", "mode": "0600"},
+    }
+]
+
 # kubectl as far as the rollout needs it: get, server-side apply with owners, drain. Keeps nodes.json beside itself.
 KUBECTL = """#!{python}
 import json, pathlib, sys
@@ -91,6 +99,8 @@ class Fleet:
                 "tasks/main.yml": tasks,
                 "tasks/preflight.yml": PREFLIGHT,
                 "tasks/verify.yml": VERIFY,
+                "tasks/remember.yml": REMEMBER,
+                "tasks/roll_back.yml": ROLL_BACK,
                 "handlers/main.yml": HANDLERS,
             }.items():
                 path = root / "roles" / role / name

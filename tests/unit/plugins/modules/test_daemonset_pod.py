@@ -210,6 +210,17 @@ def test_a_plugin_that_crashes_is_given_up_at_once_with_its_log(call):
     assert result["failed"] and "CrashLoopBackOff" in result["msg"] and "problem=settings" in result["msg"]
 
 
+@pytest.mark.parametrize("newest", [1, 2])
+def test_a_pod_that_crashes_is_made_anew_and_the_new_one_is_judged(call, newest):
+    server = Server(template("old"), template("bad"), pod_of=2)
+    server.fate = "crash"
+    server.pods[0]["status"] = server._status()
+    server.revisions[newest - 1]["revision"] = 3  # back to the old one, or the bad one mended
+    server.fate = "ready"
+    result = call(server, timeout=600)
+    assert (result["failed"], result["action"], result["pod"]) == (False, "replaced", "plugin-2")
+
+
 def test_a_node_that_the_daemonset_does_not_select_is_named_with_the_selector(call):
     result = call(Server(template("new"), node="b"), node="b", timeout=0.05)
     assert result["failed"]

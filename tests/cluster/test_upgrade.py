@@ -1,0 +1,132 @@
+"""The plugin goes from an old version to a new one and back, on nodes whose GPUs are at work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from lab import GPU, Lab, pod, wait_until
+from watchers import Watch
+
+pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+PLUGIN = ("-n", "kube-system", "-l", "app.kubernetes.io/name=gpu-device-plugin")
+# So that the API server shows what the kubelet knows within a fifth of a second, not a second (the default is ten).
+TELL_OFTEN = """
+sed -i 's/^nodeStatusUpdateFrequency:.*/nodeStatusUpdateFrequency: 200ms/' /var/lib/kubelet/config.yaml
+systemctl restart kubelet
+"""
+DIP = 2.0  # seconds that a node may offer less
+
+
+def newer(collections: Path, folder: Path) -> Path:
+    """A copy of the installed collection whose plugin has another version, and so another image."""
+    other = folder / "newer"
+    shutil.copytree(collections, other)
+    root = other / "ansible_collections/gpuops/k8s"
+    for path in ("files/plugin/src/gpu_device_plugin/__init__.py", "roles/device_plugin/vars/main.yml"):
+        text = (root / path).read_text()
+        assert "0.1.0" in text, f"{path} has another version by now: tell this test"
+        (root / path).write_text(text.replace("0.1.0", "0.1.1"))
+    return other
+
+
+def containers(lab: Lab, *selector: str) -> dict[str, str]:
+    """Node -> image, container id, restarts and start of the one pod there that ``selector`` finds."""
+    found = {}
+    for one in lab.objects("pods", *selector):
+        status = one["status"]["containerStatuses"][0]
+        words = (status["image"], status["containerID"], status["restartCount"], status["state"])
+        found[one["spec"]["nodeName"]] = json.dumps(words, sort_keys=True)
+    return found
+
+
+def images(lab: Lab) -> dict[str, str]:
+    """Node -> tag of the plugin's image that runs there."""
+    return {node: json.loads(words)[0].rpartition(":")[2] for node, words in containers(lab, *PLUGIN).items()}
+
+
+@pytest.fixture(scope="module")
+def training(lab):
+    """Every node has a pod at work on half of its GPUs."""
+    for node in lab.nodes:
+        lab.inside(node, TELL_OFTEN)
+    wait_until(lab.all_offered, "every GPU on offer")
+    pods = [pod(f"train-{node}", 4, node=node) for node in lab.nodes]
+    for one in pods:
+        one["metadata"]["labels"] = {"app": "train"}
+    lab.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+    lab.kubectl("wait", "--for=condition=Ready", "--timeout=120s", "pod", "-l", "app=train")
+    return containers(lab, "-l", "app=train")
+
+
+def rollout(lab: Lab, **options: Path) -> Watch:
+    with Watch(lab) as watch:
+        done = lab.play("provision", **options)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return watch
+
+
+def held(watch: Watch) -> None:
+    """What has to be true of every node through a rollout that replaces its plugin; says what was measured."""
+    for node, seen in watch.seen.items():
+        dips, unserved = seen.dips(8), seen.unserved()
+        print(
+            f"{node}: allocatable below 8 for {dips} s, no plugin for {unserved} s, looks <= {seen.longest_look:.2f} s"
+        )
+        assert all(len(plugins) <= 1 for _, plugins in seen.plugins), f"two plugins at once on {node}"
+        assert all(len(names) <= 1 for _, names in seen.sockets), f"two sockets for {GPU} on {node}"
+        assert len(unserved) == 1, f"the plugin of {node} was to be replaced once"
+        assert max([*dips, *unserved]) < DIP
+    spans = sorted(
+        (min(at for at, n in s.sockets if not n), max(at for at, n in s.sockets)) for s in watch.seen.values()
+    )
+    assert all(end < start for (_, end), (start, _) in zip(spans, spans[1:])), "one node after the other"
+
+
+def test_a_new_version_and_the_way_back_disturb_no_pod(lab, training, tmp_path):
+    old, here = images(lab), Path(lab.collections())
+    watch = rollout(lab, collections=newer(here, tmp_path))
+    held(watch)
+    new = images(lab)
+    assert len(set(new.values())) == 1 and set(new.values()).isdisjoint(old.values())
+    assert all(tag.startswith("0.1.1-") for tag in new.values())
+    assert containers(lab, "-l", "app=train") == training
+
+    held(rollout(lab, collections=here))
+    assert images(lab) == old
+    assert containers(lab, "-l", "app=train") == training
+
+
+def test_a_version_that_fails_on_the_second_node_never_reaches_the_third(lab, training):
+    first, second, third = lab.nodes
+    before, old = containers(lab, *PLUGIN), images(lab)
+    # On the second node something else has the new image's name: it ends at once.
+    lab.inside(
+        second, "ctr -n k8s.io images tag docker.io/gpuops/workload:1 docker.io/gpuops/device-plugin:next"
+    )
+
+    done = lab.play("provision", "-e", "device_plugin_image=gpuops/device-plugin:next")
+
+    assert done.returncode != 0
+    summary = done.stdout[done.stdout.index("TASK [Summary]") :]
+    lines = {
+        line.split()[0]: line for line in summary.splitlines() if line.startswith(f"        {lab.name}-")
+    }
+    assert "provisioned, plugin " in lines[first] and lines[first].endswith(" -> next")
+    assert "rolled back, cordoned" in lines[second]
+    assert "untouched" in lines[third]
+    assert "CrashLoopBackOff" in "\n".join(done.stdout.splitlines()[-12:])
+    assert lab.cordoned() == [second]
+    assert images(lab) == {**old, first: "next"}
+    assert containers(lab, *PLUGIN)[third] == before[third], "the third node's plugin was touched"
+    wait_until(lab.all_offered, "every GPU on offer, by the old plugin on the second node", 30)
+    assert containers(lab, "-l", "app=train") == training
+
+    lab.inside(second, "ctr -n k8s.io images rm docker.io/gpuops/device-plugin:next")
+    done = lab.play("provision")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert images(lab) == old and lab.cordoned() == []
+    assert containers(lab, "-l", "app=train") == training
