@@ -57,5 +57,5 @@ def test_every_package_is_named_with_version_licence_and_address(site: Path) -> 
 def test_the_image_depends_on_its_base_and_on_the_plugin_which_needs_the_rest(site: Path) -> None:
     bom = json.loads(sbom.render(sbom.describe(site, "gpu:1", "python:3.11")))
     needs = {one["ref"]: one.get("dependsOn", []) for one in bom["dependencies"]}
-    assert needs["image"] == ["base-image", "gpu-device-plugin==0.1.0"]
+    assert needs["gpu:1"] == ["base-image", "gpu-device-plugin==0.1.0"]
     assert needs["gpu-device-plugin==0.1.0"] == ["nvidia-ml-py==13.1", "old==1", "prometheus_client==0.26.0"]

@@ -38,7 +38,7 @@ LICENCE = "GPL-3.0-or-later"
 def describe(site: Path, image: str, base: str) -> Bom:
     """The image ``image`` on ``base``: the plugin, and every package whose metadata lies in ``site``."""
     name, tag = name_and_tag(image)
-    whole = Component(name=name, version=tag, type=ComponentType.CONTAINER, bom_ref="image")
+    whole = Component(name=name, version=tag, type=ComponentType.CONTAINER, bom_ref=image)
     name, tag = name_and_tag(base)
     below = Component(
         name=name,
