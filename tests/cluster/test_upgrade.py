@@ -73,12 +73,12 @@ def held(watch: Watch) -> None:
     """What has to be true of every node through a rollout that replaces its plugin; says what was measured."""
     for node, seen in watch.seen.items():
         dips, unserved = seen.dips(8), seen.unserved()
-        print(
-            f"{node}: allocatable below 8 for {dips} s, no plugin for {unserved} s, looks <= {seen.longest_look:.2f} s"
-        )
+        print(f"{node}: allocatable below 8 for {dips} s, no plugin's socket for {unserved} s")
         assert all(len(plugins) <= 1 for _, plugins in seen.plugins), f"two plugins at once on {node}"
         assert all(len(names) <= 1 for _, names in seen.sockets), f"two sockets for {GPU} on {node}"
-        assert len(unserved) == 1, f"the plugin of {node} was to be replaced once"
+        assert len(unserved) == len(dips) == 1, (
+            f"the plugin of {node} was to be replaced once, and that to be seen"
+        )
         assert max([*dips, *unserved]) < DIP
     spans = sorted(
         (min(at for at, n in s.sockets if not n), max(at for at, n in s.sockets)) for s in watch.seen.values()

@@ -1,6 +1,7 @@
-"""What a rollout does to nodes while it runs, seen from both sides every tenth of a second.
+"""What a rollout does to nodes while it runs, seen from both sides.
 
-The API server's side: allocatable. The node's side: the plugin's processes, and its sockets in the kubelet's directory.
+The API server's side: every change of allocatable, by a watch. The node's side, ten times a second: the plugin's
+processes, and its sockets in the kubelet's directory.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from lab import GPU, Lab
-
-EVERY = 0.1  # seconds
 
 # Runs in the node's container. One line a change: time, processes of the plugin, sockets of ours.
 NODE = r"""
@@ -51,7 +50,6 @@ class Seen:
     allocatable: list[tuple[float, int]] = field(default_factory=list)
     plugins: list[tuple[float, list[int]]] = field(default_factory=list)
     sockets: list[tuple[float, list[str]]] = field(default_factory=list)
-    longest_look: float = 0.0  # seconds between two looks at the API server
 
     def dips(self, full: int) -> list[float]:
         """Seconds of each time in which fewer than ``full`` GPUs were allocatable."""
@@ -118,20 +116,25 @@ class Watch:
 
     def _ask(self) -> None:
         opener, server = api_client(Path(self.lab.kubeconfig()))
-        last = time.monotonic()
-        while not self._ended.is_set():
-            with opener.open(f"{server}/api/v1/nodes", timeout=10) as answer:
-                items = json.load(answer)["items"]
-            now, took, last = time.time(), time.monotonic() - last, time.monotonic()
-            for item in items:
-                seen = self.seen.get(item["metadata"]["name"])
-                if seen is None:
-                    continue
-                seen.longest_look = max(seen.longest_look, took)
-                count = int(item["status"].get("allocatable", {}).get(GPU, 0))
-                if not seen.allocatable or seen.allocatable[-1][1] != count:
-                    seen.allocatable.append((now, count))
-            self._ended.wait(EVERY)
+        with opener.open(f"{server}/api/v1/nodes", timeout=10) as answer:
+            found = json.load(answer)
+        for item in found["items"]:
+            self._note(item)
+        version = found["metadata"]["resourceVersion"]
+        address = f"{server}/api/v1/nodes?watch=1&timeoutSeconds=1200&resourceVersion={version}"
+        # The kubelets tell their status several times a second, so a read that waits long means a lost stream.
+        with opener.open(address, timeout=30) as stream:
+            for line in stream:
+                if self._ended.is_set():
+                    return
+                self._note(json.loads(line)["object"])
+
+    def _note(self, node: dict[str, Any]) -> None:
+        seen = self.seen.get(node["metadata"]["name"])
+        if seen is not None:
+            count = int(node["status"].get("allocatable", {}).get(GPU, 0))
+            if not seen.allocatable or seen.allocatable[-1][1] != count:
+                seen.allocatable.append((time.time(), count))
 
 
 def api_client(kubeconfig: Path) -> tuple[urllib.request.OpenerDirector, str]:
