@@ -192,3 +192,29 @@ def test_an_archive_of_another_image_is_refused_by_its_name(machine: Machine, tm
     assert "given.tar holds no image site/plugin:7" in " ".join(output.split())
     (machine.store / "loaded").unlink()
     ended(machine.start({**given, "device_plugin_image": "other/plugin:1"}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "known"),
+    [
+        ("site/plugin:7", "site/plugin:7", True),
+        ("site/plugin:7", "docker.io/site/plugin:7", True),
+        ("plugin:7", "docker.io/library/plugin:7", True),
+        ("docker.io/site/plugin:7", "site/plugin:7", True),
+        ("site/plugin:7", "registry.example:5000/site/plugin:7", False),
+        ("plugin:7", "site/plugin:7", False),
+        ("site/plugin:7", "site/plugin:71", False),
+    ],
+)  # fmt: skip
+def test_an_image_is_known_by_its_whole_name_as_the_kubelet_looks_for_it(
+    machine: Machine, asked: str, there: str, known: bool
+) -> None:
+    (machine.store / "loaded").write_text(there)
+    run = machine.start(
+        {
+            "device_plugin_image": asked, "device_plugin_image_source": "archive",
+            "device_plugin_image_archive": "/nowhere.tar",
+        }
+    )  # fmt: skip
+    output, _ = run.communicate(timeout=120)
+    assert ("nowhere.tar" in output, run.returncode == 0) == (not known, known), output
