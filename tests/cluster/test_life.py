@@ -16,6 +16,31 @@ pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.
 KILL_PLUGIN = "kill -9 $(pgrep -f '[g]pu_device_plugin') 2>/dev/null || true"
 SEED = 20261123
 
+# Two leftovers of last year's gate, where an administrator and kubeadm leave them. Kubelet 1.20 takes them.
+LEFTOVERS = """
+printf 'featureGates:\\n  DevicePlugins: true\\n' >> /var/lib/kubelet/config.yaml
+echo 'KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=true' > /etc/default/kubelet
+systemctl restart kubelet
+"""
+# No newer kubelet can be had here, so 1.28 is played by 1.20 behind a door. It tells 1.28's version, and refuses the
+# gate, by flag and by file, as 1.28 does, which no longer knows it. What comes after the start is 1.20's doing.
+NEXT_KUBELET = """
+mv /usr/bin/kubelet /usr/bin/kubelet-1.20
+cat > /usr/bin/kubelet <<'END'
+#!/bin/sh
+case "$*" in *--version*) echo "Kubernetes v1.28.0"; exit 0 ;; esac
+if { echo "$*"; cat /var/lib/kubelet/config.yaml; } | grep -q DevicePlugins; then
+  echo 'E1123 run.go:74] "command failed" err="unrecognized feature gate: DevicePlugins"' >&2
+  exit 1
+fi
+exec /usr/bin/kubelet-1.20 "$@"
+END
+chmod 755 /usr/bin/kubelet
+systemctl restart kubelet
+"""
+OLD_KUBELET = "mv /usr/bin/kubelet-1.20 /usr/bin/kubelet; systemctl restart kubelet"
+WELL = "curl -sf -m 2 http://127.0.0.1:10248/healthz || true"
+
 
 def start_ids(lab) -> dict[str, str]:
     """Pod -> id of its container and how often it was restarted: unchanged while nobody touches it."""
@@ -72,6 +97,40 @@ def test_a_node_that_leaves_and_returns_offers_everything_again(clean):
     finally:
         subprocess.run(["docker", "unpause", f"gpuops-{node}"], check=True, capture_output=True)
     wait_until(lambda: ready() == "True" and clean.all_offered(), "every GPU on offer", 180)
+
+
+def test_a_newer_kubelet_that_does_not_know_the_gate_finds_no_leftover_of_it(clean):
+    node = clean.nodes[1]
+    manifest = pod("train-1", 2, node=node)
+    manifest["metadata"]["labels"] = {"app": "train"}
+    clean.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+    clean.kubectl("wait", "--for=condition=Ready", "pod/train-1", "--timeout=120s")
+    clean.inside(node, LEFTOVERS)
+    wait_until(clean.all_offered, "every GPU on offer, with the leftovers", 120)
+    before = start_ids(clean)
+
+    done = clean.play("provision", "--limit", node, "-e", "device_plugin_target_kubelet_version=1.28.0")
+
+    assert done.returncode == 0, done.stdout[-4000:]
+    clean.inside(node, NEXT_KUBELET)
+    try:
+        wait_until(lambda: clean.inside(node, WELL) == "ok", "the newer kubelet is well", 60)
+        wait_until(clean.all_offered, "every GPU on offer, with the newer kubelet", 120)
+        assert start_ids(clean) == before and before
+        # The door is real: what was taken away would have kept this kubelet from starting.
+        clean.inside(node, LEFTOVERS)
+        wait_until(
+            lambda: "unrecognized feature gate" in clean.inside(node, "journalctl -u kubelet -n 20"),
+            "a refusal",
+            30,
+        )
+        done = clean.play("provision", "--limit", node)
+        assert done.returncode == 0, done.stdout[-4000:]
+        wait_until(clean.all_offered, "every GPU on offer, after the playbook has mended the node", 120)
+        assert start_ids(clean) == before
+    finally:
+        clean.inside(node, OLD_KUBELET)
+        wait_until(clean.all_offered, "every GPU on offer, with the old kubelet", 120)
 
 
 def test_a_hundred_pods_never_share_a_gpu_while_kubelets_and_plugins_are_killed(clean):
