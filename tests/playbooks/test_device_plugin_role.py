@@ -109,8 +109,8 @@ def test_a_service_that_shares_by_mps_may_do_what_the_daemon_needs_and_leaves_it
     plain, mps = unit(), unit(_device_plugin_mps=True, _device_plugin_mps_root="/run/m")
     assert {"CapabilityBoundingSet=", "UMask=0077"} <= set(plain)
     assert "KillMode=process" not in plain
-    assert {"KillMode=process", "ReadWritePaths=/run/m", "UMask=0022"} <= set(mps)
-    assert "ExecStartPre=+/bin/mkdir -p /var/run/cdi /run/m" in mps
+    assert {"KillMode=process", "ReadWritePaths=-/run/m", "UMask=0022"} <= set(mps)
+    assert "ExecStartPre=+/bin/mkdir -p -m 0755 /var/run/cdi /run/m" in mps
     assert "CapabilityBoundingSet=" not in mps
 
 
