@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from node_kit import Node, Play
-from sabotage import DIR
+from sabotage import DIR, serve
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 ROLE = "- hosts: gpu_nodes\n  roles:\n    - role: gpuops.k8s.device_plugin\n"
+DRA = "/var/lib/kubelet/plugins/gpu.nvidia.com"
 REMOVE = "- hosts: gpu_nodes\n  tasks:\n    - ansible.builtin.include_role: {name: gpuops.k8s.device_plugin, tasks_from: remove}\n"
 VERIFY = {"device_plugin_verify_visibility": False, "device_plugin_verify_timeout": 30}
 PEER = (
@@ -144,7 +145,13 @@ def test_the_static_pod_takes_the_services_place_and_back(
             "mv /proc/driver/nvidia/away /proc/driver/nvidia/version",
             "kernel module is not loaded",
         ),
+        (
+            f"mkdir -p {DRA}; {serve('dra', f'{DRA}/dra.sock')}",
+            f"systemctl stop dra; rm -r {DRA}",
+            "a DRA driver (gpu.nvidia.com) hands out the GPUs of this node",
+        ),
     ],
+    ids=["no kubelet", "no driver", "DRA"],
 )
 def test_a_node_that_can_not_work_is_refused_in_one_line_before_any_change(
     node: Node, role: Callable[..., Play], breaks: str, mends: str, words: str
