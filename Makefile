@@ -60,6 +60,11 @@ bench: venv ## measure the plugin; prints a table, writes build/bench/*.json
 bench-fleet: venv ## measure provisioning by fleet size and forks; NODES="1 4 16", FORKS="2 5"
 	@python tests/bench/fleet/fleet_bench.py
 
+.PHONY: report-shots
+report-shots: venv ## the fleet report's pictures in docs/, in headless Chromium (Debian's package, fetched when missing)
+	@tests/tools/chromium >/dev/null
+	@python tests/playbooks/report_shots.py
+
 .PHONY: soak
 soak: venv ## a day in an hour: 5,000 random faults, the list always comes to the truth (GPUOPS_SOAK_EVENTS, GPUOPS_SOAK_SEED)
 	@GPUOPS_SOAK_EVENTS=$${GPUOPS_SOAK_EVENTS:-5000} python -m pytest -q -s tests/plugin/test_soak.py
