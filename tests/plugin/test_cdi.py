@@ -356,6 +356,7 @@ def driver_tree(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("")
     (root / "usr/lib/x86_64-linux-gnu/libcuda.so.1").symlink_to("libcuda.so.550.54.15")
+    (root / "usr/lib/x86_64-linux-gnu/libgone.so.550.54.15").symlink_to("nowhere")
     (root / "usr/lib64").symlink_to("lib/x86_64-linux-gnu")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from gpu_device_plugin import mps
 from gpu_device_plugin.config import Settings, SharedResource, Sharing
@@ -61,3 +63,22 @@ def test_paths_are_the_peers() -> None:
         ("/dev/shm", "/run/nvidia/mps/shm"),
     )
     assert mps.shm_directory("/mps") == "/mps/shm"
+
+
+def test_what_was_started_for_resources_that_are_shared_no_more_is_known_by_name(tmp_path: Path) -> None:
+    for name in ("nvidia.com/gpu", "nvidia.com/gpu.shared"):
+        file = Path(mps.exclusive_file(f"{tmp_path}/", name))
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / "nvidia.com/never-started").mkdir()
+    assert mps.left(str(tmp_path), ()) == ("nvidia.com/gpu", "nvidia.com/gpu.shared")
+    assert mps.left(str(tmp_path), {"nvidia.com/gpu"}) == ("nvidia.com/gpu.shared",)
+
+
+def test_the_root_is_the_mounted_one_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mps, "CONTAINER_ROOT", str(tmp_path))
+    assert mps.seen_root(Settings()) == str(tmp_path)
+    monkeypatch.setattr(mps, "CONTAINER_ROOT", str(tmp_path / "none"))
+    assert mps.seen_root(Settings(mps_root="/run/m")) == "/run/m"
