@@ -10,13 +10,16 @@ Control host and nodes share this machine, so wall time by nodes is an upper bou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,11 +44,47 @@ class Row:
     wall: float
     control_cpu: float
     control_peak_mib: float
+    control_mib: float
     node_cpu: float
     tasks_a_node: float
     changed: int
     failed: int
     load: float
+
+
+class Memory(threading.Thread):
+    """The most memory that a process and its children have had at one time, looked at once a second.
+
+    Proportional set sizes: pages that forks share are counted once.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self._done = threading.Event()
+        self.peak_mib = 0.0
+
+    @staticmethod
+    def _family(pid: int) -> Iterator[int]:
+        yield pid
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                for child in (task / "children").read_text().split():
+                    yield from Memory._family(int(child))
+
+    def run(self) -> None:
+        while not self._done.wait(1):
+            total = 0
+            for pid in self._family(self._pid):
+                with contextlib.suppress(OSError):
+                    said = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    total += int(re.search(r"^Pss:\s+(\d+)", said, re.MULTILINE).group(1))
+            self.peak_mib = max(self.peak_mib, total / 1024)
+
+    def stop(self) -> None:
+        """After this ``peak_mib`` stays."""
+        self._done.set()
+        self.join()
 
 
 def cpu_of(names: list[str]) -> float:
@@ -93,9 +132,11 @@ def play(inventory: Path, nodes: list[str], forks: int, run: str, collections: s
     children, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     log = ROOT / f"build/bench/fleet-{len(nodes)}-{forks}-{run}.log"
     with log.open("w") as sink:
-        code = subprocess.run(
-            words, stdout=sink, stderr=subprocess.STDOUT, env=environment, check=False
-        ).returncode
+        process = subprocess.Popen(words, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        memory = Memory(process.pid)
+        memory.start()
+        code = process.wait()
+        memory.stop()
     wall, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     recap = re.findall(r"ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", log.read_text())
     if code:
@@ -107,6 +148,7 @@ def play(inventory: Path, nodes: list[str], forks: int, run: str, collections: s
         wall=round(wall, 1),
         control_cpu=round(used.ru_utime + used.ru_stime - children.ru_utime - children.ru_stime, 1),
         control_peak_mib=round(used.ru_maxrss / 1024, 0),
+        control_mib=round(memory.peak_mib, 0),
         node_cpu=round(cpu_of(nodes) - before, 1),
         tasks_a_node=round(sum(int(ok) for ok, *_ in recap) / max(len(recap), 1), 1),
         changed=sum(int(changed) for _, changed, *_ in recap),
@@ -119,14 +161,20 @@ def table(rows: list[Row]) -> str:
     """Per node where that says more."""
     heads = (
         *("nodes", "forks", "run", "wall s", "wall s a node", "control CPU s a node", "node CPU s a node"),
-        *("peak MiB a process", "tasks a node", "changed", "load before"),
+        *("control MiB", "peak MiB a process", "tasks a node", "changed", "load before"),
     )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         cells = (
             *(row.nodes, row.forks, row.run, row.wall, f"{row.wall / row.nodes:.1f}"),
             *(f"{row.control_cpu / row.nodes:.2f}", f"{row.node_cpu / row.nodes:.2f}"),
-            *(f"{row.control_peak_mib:.0f}", row.tasks_a_node, row.changed, row.load),
+            *(
+                f"{row.control_mib:.0f}",
+                f"{row.control_peak_mib:.0f}",
+                row.tasks_a_node,
+                row.changed,
+                row.load,
+            ),
         )
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
