@@ -78,7 +78,9 @@ class Memory(threading.Thread):
             for pid in self._family(self._pid):
                 with contextlib.suppress(OSError):
                     said = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                    total += int(re.search(r"^Pss:\s+(\d+)", said, re.MULTILINE).group(1))
+                    total += sum(
+                        map(int, re.findall(r"^Pss:\s+(\d+)", said, re.MULTILINE))
+                    )  # none of a zombie
             self.peak_mib = max(self.peak_mib, total / 1024)
 
     def stop(self) -> None:
