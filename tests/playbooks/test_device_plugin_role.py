@@ -142,6 +142,12 @@ def test_the_plugin_knows_every_variable_that_its_pod_sets():
     assert names - set(known.stdout.split()) == set()
 
 
+def test_the_daemonset_names_its_account_always_and_a_static_pod_never():
+    """Unnamed, an API server keeps the account of an earlier apply; a mirror pod that names one is not admitted."""
+    assert pod("daemonset.yaml")["serviceAccountName"] == "default"
+    assert "serviceAccountName" not in pod("static-pod.yaml")
+
+
 def test_the_pods_are_hardened():
     for name in ("daemonset.yaml", "static-pod.yaml"):
         security = pod(name)["containers"][0]["securityContext"]
