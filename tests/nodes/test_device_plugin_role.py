@@ -148,7 +148,7 @@ def test_the_static_pod_takes_the_services_place_and_back(
         (
             f"mkdir -p {DRA}; {serve('dra', f'{DRA}/dra.sock')}",
             f"systemctl stop dra; rm -r {DRA}",
-            "a DRA driver (gpu.nvidia.com) hands out the GPUs of this node",
+            f"a DRA driver ({DRA}/dra.sock) hands out the GPUs of this node",
         ),
     ],
     ids=["no kubelet", "no driver", "DRA"],
