@@ -13,7 +13,16 @@ import time
 from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
+from ansible.module_utils.basic import AnsibleModule
+
 from . import _kubernetes_objects as objects
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "kubectl": {"type": "str", "default": "kubectl"},
+    "kubeconfig": {"type": "path"},
+    "context": {"type": "str"},
+}
+"""Of every module that calls kubectl; doc_fragments/kubectl.py describes them."""
 
 # runs(arguments, standard input) -> exit status, standard output, standard error
 Runner = Callable[[list[str], str], tuple[int, str, str]]
@@ -255,3 +264,29 @@ def _list(wanted: Sequence[objects.Object]) -> str:
 def _ended_container(pod: objects.Object) -> str | None:
     statuses = pod.get("status", {}).get("containerStatuses") or []
     return next((str(status["name"]) for status in statuses if status.get("restartCount")), None)
+
+
+def through_kubectl(module: AnsibleModule, work: Callable[[Kubectl], dict[str, Any]]) -> None:
+    """Ends the module with what ``work`` returns; a kubectl that fails, or can't be run, fails the task in words."""
+
+    def run(arguments: list[str], stdin: str) -> tuple[int, str, str]:
+        status, out, err = module.run_command(arguments, data=stdin or None, handle_exceptions=False)
+        return status, out, err
+
+    kubectl = Kubectl(
+        run=run,
+        command=module.params["kubectl"],
+        kubeconfig=module.params["kubeconfig"] or default_kubeconfig(dict(os.environ)),
+        context=module.params["context"],
+        namespace=module.params["namespace"],
+    )
+    try:
+        result = work(kubectl)
+    except KubectlError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(
+            msg=f"{module.params['kubectl']} can't be run: {error}. Install kubectl on this host, set "
+            "`kubectl` to its path, or delegate the task to a control-plane host."
+        )
+    module.exit_json(**result)

@@ -20,6 +20,7 @@ description:
 extends_documentation_fragment:
   - gpuops.k8s.attributes
   - gpuops.k8s.attributes.change_module
+  - gpuops.k8s.kubectl
 options:
   name:
     description:
@@ -57,19 +58,6 @@ options:
       - How many seconds to let pass between two looks.
     type: float
     default: 0.5
-  kubectl:
-    description:
-      - The kubectl to run, a name or a path. May be several words, such as V(k3s kubectl).
-    type: str
-    default: kubectl
-  kubeconfig:
-    description:
-      - The kubeconfig file to use. When not given, it is looked for as M(gpuops.k8s.kubernetes_manifest) does.
-    type: path
-  context:
-    description:
-      - The context of the kubeconfig to use, when not its current one.
-    type: str
 author:
   - The gpuops developers (@gpuops)
 """
@@ -113,7 +101,6 @@ waited:
 """
 
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,9 +109,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import _daemonset as daemonsets
 from ansible_collections.gpuops.k8s.plugins.module_utils import _kubernetes_objects as objects
 from ansible_collections.gpuops.k8s.plugins.module_utils._kubectl import (
+    ARGUMENTS,
     Kubectl,
     KubectlError,
-    default_kubeconfig,
+    through_kubectl,
 )
 
 
@@ -299,34 +287,12 @@ def main() -> None:
             "in_place": {"type": "bool", "default": True},
             "timeout": {"type": "float", "default": 120},
             "sleep": {"type": "float", "default": 0.5},
-            "kubectl": {"type": "str", "default": "kubectl"},
-            "kubeconfig": {"type": "path"},
-            "context": {"type": "str"},
+            **ARGUMENTS,
         },
         supports_check_mode=True,
     )
 
-    def run(arguments: list[str], stdin: str) -> tuple[int, str, str]:
-        status, out, err = module.run_command(arguments, data=stdin or None, handle_exceptions=False)
-        return status, out, err
-
-    kubectl = Kubectl(
-        run=run,
-        command=module.params["kubectl"],
-        kubeconfig=module.params["kubeconfig"] or default_kubeconfig(dict(os.environ)),
-        context=module.params["context"],
-        namespace=module.params["namespace"],
-    )
-    try:
-        result = bring(module, kubectl)
-    except KubectlError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(
-            msg=f"{module.params['kubectl']} can't be run: {error}. Install kubectl on this host, set "
-            "`kubectl` to its path, or delegate the task to a control-plane host."
-        )
-    module.exit_json(**result)
+    through_kubectl(module, lambda kubectl: bring(module, kubectl))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ requirements:
   - kubectl 1.20 or later, and an API server with server-side apply (1.18 or later)
 extends_documentation_fragment:
   - gpuops.k8s.attributes
+  - gpuops.k8s.kubectl
 attributes:
   check_mode:
     support: full
@@ -70,21 +71,6 @@ options:
       - How many seconds to let pass between two looks while waiting.
     type: float
     default: 1.0
-  kubectl:
-    description:
-      - The kubectl to run, a name or a path. May be several words, such as V(k3s kubectl).
-    type: str
-    default: kubectl
-  kubeconfig:
-    description:
-      - The kubeconfig file to use.
-      - When not given, kubectl's own search applies (E(KUBECONFIG), then C(~/.kube/config)). Where that finds
-        nothing, the file is taken that kubeadm, k3s or rke2 leave on a control-plane host.
-    type: path
-  context:
-    description:
-      - The context of the kubeconfig to use, when not its current one.
-    type: str
   namespace:
     description:
       - The namespace of objects that name none.
@@ -216,15 +202,15 @@ diff:
 """
 
 import json
-import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import _kubernetes_objects as objects
 from ansible_collections.gpuops.k8s.plugins.module_utils._kubectl import (
+    ARGUMENTS,
     Kubectl,
     KubectlError,
-    default_kubeconfig,
+    through_kubectl,
 )
 
 try:
@@ -376,9 +362,7 @@ def main() -> None:
             "wait": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 120},
             "sleep": {"type": "float", "default": 1.0},
-            "kubectl": {"type": "str", "default": "kubectl"},
-            "kubeconfig": {"type": "path"},
-            "context": {"type": "str"},
+            **ARGUMENTS,
             "namespace": {"type": "str"},
             "field_manager": {"type": "str", "default": "gpuops.k8s"},
             "force": {"type": "bool", "default": True},
@@ -389,28 +373,8 @@ def main() -> None:
         supports_check_mode=True,
     )
 
-    def run(arguments: list[str], stdin: str) -> tuple[int, str, str]:
-        status, out, err = module.run_command(arguments, data=stdin or None, handle_exceptions=False)
-        return status, out, err
-
-    kubectl = Kubectl(
-        run=run,
-        command=module.params["kubectl"],
-        kubeconfig=module.params["kubeconfig"] or default_kubeconfig(dict(os.environ)),
-        context=module.params["context"],
-        namespace=module.params["namespace"],
-    )
-    verbs = {"present": present, "absent": absent, "ready": ready}
-    try:
-        result = verbs[module.params["state"]](module, kubectl, read(module, kubectl))
-    except KubectlError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(
-            msg=f"{module.params['kubectl']} can't be run: {error}. Install kubectl on this host, set "
-            "`kubectl` to its path, or delegate the task to a control-plane host."
-        )
-    module.exit_json(**result)
+    work = {"present": present, "absent": absent, "ready": ready}[module.params["state"]]
+    through_kubectl(module, lambda kubectl: work(module, kubectl, read(module, kubectl)))
 
 
 if __name__ == "__main__":
