@@ -14,18 +14,29 @@ import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-MODULES = sorted((Path(__file__).resolve().parents[2] / "plugins/modules").glob("[a-z]*.py"))
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+MODULES = sorted((PLUGINS / "modules").glob("[a-z]*.py"))
 SPEC_KEYS = ("type", "choices", "required", "elements", "aliases", "default")
 
 
 def texts(module: Path) -> dict[str, str]:
-    """DOCUMENTATION, EXAMPLES and RETURN of a module, without importing it."""
+    """DOCUMENTATION, EXAMPLES and RETURN of a module or a documentation fragment, without importing it."""
     return {
         node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(module.read_text()).body
+        for node in ast.walk(ast.parse(module.read_text()))
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         and node.targets[0].id in ("DOCUMENTATION", "EXAMPLES", "RETURN")
     }  # fmt: skip
+
+
+def documented_options(module: Path) -> dict[str, Any]:
+    """The options of a module's DOCUMENTATION and of the collection's fragments that it extends."""
+    documentation = yaml.safe_load(texts(module)["DOCUMENTATION"])
+    options = dict(documentation.get("options", {}))
+    for name in documentation.get("extends_documentation_fragment", []):
+        fragment = PLUGINS / "doc_fragments" / f"{name.split('.')[2]}.py"
+        options.update(yaml.safe_load(texts(fragment)["DOCUMENTATION"]).get("options", {}))
+    return options
 
 
 def spec(options: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +68,7 @@ def test_examples_use_options_that_exist_with_values_that_are_taken(module: Path
     fqcn = f"gpuops.k8s.{module.stem}"
     examples = [task for task in tasks(module) if fqcn in task]
     assert examples, f"{module.name} has no example of its own"
-    validator = ArgumentSpecValidator(spec(yaml.safe_load(texts(module)["DOCUMENTATION"])["options"]))
+    validator = ArgumentSpecValidator(spec(documented_options(module)))
     for task in examples:
         assert task.get("name"), "an example says what it does"
         # What is templated is known only in a play: leave those options to it.

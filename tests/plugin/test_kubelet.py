@@ -299,7 +299,8 @@ def test_sockets_that_a_killed_process_left_are_cleared_away(node, link):
 def test_a_resource_that_is_no_longer_offered_loses_its_socket_k21(node, link):
     node.kubelet.start()
     link.offer(gpu=devices(2), other=devices(2, resource=OTHER))
-    node.kubelet.wait_for(OTHER, 2)
+    for resource in (GPU, OTHER):  # each registers in a thread of its own
+        node.kubelet.wait_for(resource, 2)
     link.offer(gpu=devices(2))
     wait_until(lambda: len(node.own_sockets()) == 1)
     wait_until(lambda: node.kubelet.healthy(OTHER) == set())
