@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -109,6 +110,24 @@ def dra_drivers(kubelet_root: str) -> Tuple[str, ...]:
     """DRA drivers of NVIDIA that answer on this node."""
     paths = [os.path.join(kubelet_root, name) for name in DRA_SOCKETS]
     return tuple(path for path in paths if grpc_probe.state_of(path, 1.0) == grpc_probe.ALIVE)
+
+
+def ask_status(path: str) -> Optional[Dict[str, Any]]:
+    """Our plugin's own words from its status socket, within two seconds; None when it is silent."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.settimeout(2)
+            stream.connect(path)
+            raw = b""
+            while True:
+                chunk = stream.recv(65536)
+                if not chunk:
+                    break
+                raw += chunk
+            found = json.loads(raw)
+            return found if isinstance(found, dict) else None
+    except (OSError, ValueError):
+        return None
 
 
 def devices_of_status(status: Optional[Mapping[str, Any]], resource: str) -> List[Mapping[str, Any]]:

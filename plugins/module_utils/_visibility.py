@@ -15,12 +15,81 @@ import re
 import stat
 import subprocess
 import time
+from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
+
+from ansible_collections.gpuops.k8s.plugins.module_utils import _toml_read
 
 NAME = "gpuops-visibility"
 _GPU_NODE = re.compile(r"nvidia\d+$")
 # Images that stay alive by themselves, best first.
 _SLEEPERS = re.compile(r"(^|[/-])(pause|workload)[:@]|/pause-(amd64|arm64)[:@]")
+
+
+RUNTIME_CONFIG = "/etc/nvidia-container-runtime/config.toml"
+"""Read by NVIDIA's runtime at the start of every container."""
+MOUNTED = "/var/run/nvidia-container-devices"
+"""Where NVIDIA's runtime looks for the names of GPUs in a container's mounts."""
+VARIABLE, MOUNTS = "envvar", "volume-mounts"
+"""Ways to ask, by their names in the device plugin's ``deviceListStrategy``."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a container asks for GPUs. Empty: it asks for none."""
+
+    env: Tuple[Tuple[str, str], ...] = ()
+    mounts: Tuple[Tuple[str, str], ...] = ()
+    """(path on the host, path in the container)."""
+
+
+NOTHING = Request()
+
+
+def ask(way: str, gpus: Sequence[str]) -> Request:
+    """The request for these ids (UUIDs, indices or ``all``) as the device plugin would hand them out that way."""
+    if way == VARIABLE:
+        return Request(env=(("NVIDIA_VISIBLE_DEVICES", ",".join(gpus)),))
+    return Request(
+        env=(("NVIDIA_VISIBLE_DEVICES", MOUNTED),),
+        mounts=tuple(("/dev/null", f"{MOUNTED}/{gpu}") for gpu in gpus),
+    )
+
+
+def accepted(config: str) -> List[str]:
+    """The ways in which an unprivileged container may ask, by the text of NVIDIA's config.toml; the runtime tries
+    mounts before the variable. Raises ValueError (with line and column) where the text is no TOML."""
+    keys = _toml_read.parse(config).value
+    ways = [MOUNTS] if keys.get("accept-nvidia-visible-devices-as-volume-mounts") is True else []
+    if keys.get("accept-nvidia-visible-devices-envvar-when-unprivileged") is not False:
+        ways.append(VARIABLE)
+    return ways
+
+
+def read_accepted(path: str) -> List[str]:
+    """:func:`accepted` of a file; without one NVIDIA's defaults hold. Raises EngineError."""
+    try:
+        with open(path, encoding="utf-8") as source:
+            text = source.read()
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(
+            "runtime", f"{path}: {error}", "mend the file; the runtime can not read it"
+        ) from error
+    try:
+        return accepted(text)
+    except ValueError as error:
+        step = "mend the file; the runtime starts no container with it"
+        raise EngineError("runtime", f"{path}:{error}", step) from error
+
+
+def way_of_the_plugin(strategies: Sequence[str]) -> Optional[str]:
+    """The way in which a device plugin with this ``deviceListStrategy`` asks the runtime for a pod's GPUs. None where
+    it is not known, or where the pod gets its devices by CDI or by the plugin itself."""
+    if not strategies or set(strategies) - {VARIABLE, MOUNTS}:
+        return None
+    return MOUNTS if MOUNTS in strategies else VARIABLE
 
 
 class EngineError(Exception):
@@ -109,17 +178,19 @@ class Docker:
             1
         ].split()
 
-    def start(self, image: str, env: Dict[str, str], command: Sequence[str]) -> int:
+    def start(self, image: str, request: Request, command: Sequence[str]) -> int:
         """Starts one; the process id of its first process on the host."""
         self.stop()
         line = ["docker", "run", "--detach", "--name", NAME, "--network", "none", "--pull", "never"]
         line += ["--runtime", self.runtime] if self.runtime else []
-        for key, value in env.items():
+        for key, value in request.env:
             line += ["--env", f"{key}={value}"]
+        for source, target in request.mounts:
+            line += ["--volume", f"{source}:{target}"]
         rc, _unused, err = _run([*line, image, *command], self.timeout)
         if rc != 0 and "unknown flag: --pull" in err:  # before 20.10
             rc, _unused, err = _run(
-                [*(word for word in line if word not in ("--pull", "never")), image], self.timeout
+                [*(word for word in line if word not in ("--pull", "never")), image, *command], self.timeout
             )
         if rc != 0:
             raise EngineError(
@@ -163,13 +234,15 @@ class Containerd:
         """Names of the images at hand in the kubelet's namespace."""
         return _run(["ctr", "-n", "k8s.io", "images", "ls", "-q"], self.timeout)[1].split()
 
-    def start(self, image: str, env: Dict[str, str], command: Sequence[str]) -> int:
+    def start(self, image: str, request: Request, command: Sequence[str]) -> int:
         """Starts one; the process id of its first process on the host."""
         self.stop()
         line = ["ctr", "-n", "k8s.io", "run", "--detach", "--null-io"]
         line += ["--runc-binary", self._binary] if self._binary else []
-        for key, value in env.items():
+        for key, value in request.env:
             line += ["--env", f"{key}={value}"]
+        for source, target in request.mounts:
+            line += ["--mount", f"type=bind,src={source},dst={target},options=rbind:ro"]
         rc, _unused, err = _run([*line, full_name(image), NAME, *command], self.timeout)
         if rc != 0:
             raise EngineError(

@@ -160,6 +160,14 @@ dra_drivers:
   type: list
   elements: str
   sample: []
+device_list_strategy:
+  description:
+    - How the plugin of this collection hands out GPUs. One or more of V(envvar), V(volume-mounts), V(cdi-annotations),
+      V(cdi-cri) and V(driver-mounts). None when it was not asked.
+  returned: always
+  type: list
+  elements: str
+  sample: [envvar]
 links:
   description: Every link of the chain with link, ok, detail and next_step.
   returned: always
@@ -275,24 +283,6 @@ def kubelet_version(module):
     return ""
 
 
-def ask_status(path):
-    """Our plugin's own words, or None."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            stream.settimeout(2)
-            stream.connect(path)
-            raw = b""
-            while True:
-                chunk = stream.recv(65536)
-                if not chunk:
-                    break
-                raw += chunk
-            found = json.loads(raw)
-            return found if isinstance(found, dict) else None
-    except (OSError, ValueError):
-        return None
-
-
 def ask_node(params):
     """The node object by kubectl. Raises OSError or ValueError with the reason in words."""
     command = [params["kubectl"]]
@@ -350,7 +340,7 @@ def look(params, version):
         live=_grpc_probe.allocatable_devices(
             os.path.join(params["kubelet_root"], "pod-resources/kubelet.sock")
         ),
-        status=ask_status(params["status_socket"]),
+        status=_kubelet_view.ask_status(params["status_socket"]),
         dra=_kubelet_view.dra_drivers(params["kubelet_root"]),
         allocatable=quantities(node, "allocatable") if node else None,
         capacity=quantities(node, "capacity") if node else None,
@@ -387,6 +377,7 @@ def main():
         "advertised_but_dead": [name for name in resources if _kubelet_view.advertised_but_dead(view, name)],
         "sockets": [asdict(entry) for entry in view.sockets],
         "dra_drivers": list(view.dra),
+        "device_list_strategy": (view.status or {}).get("device_list_strategy"),
         "waited": round(waited, 1),
     }
     result.update(_links.summary(links))

@@ -10,8 +10,11 @@ module: gpu_visibility_info
 short_description: Say which GPUs a container sees that asks for some, and one that asks for none
 version_added: 0.1.0
 description:
-  - Starts one short container that asks for GPUs through C(NVIDIA_VISIBLE_DEVICES) and one that asks for nothing,
-    and compares what each has in its C(/dev).
+  - Starts one short container that asks for GPUs and one that asks for nothing, and compares what each has in its
+    C(/dev).
+  - It asks as the node's configuration of NVIDIA's runtime accepts it, through C(NVIDIA_VISIBLE_DEVICES), or on a
+    hardened node through volume mounts below C(/var/run/nvidia-container-devices). Where the variable is refused, a
+    container that sets it must see nothing.
   - The containers are looked at from outside, so that any image does, the pause image of the kubelet included. No
     image is pulled.
   - No GPU is taken. Nothing opens a device, and the kubelet is not asked for one.
@@ -56,6 +59,18 @@ options:
     description:
       - How many GPUs the asking container has to see. The number of O(gpus) if it is not given.
     type: int
+  device_list_strategy:
+    description:
+      - How the node's device plugin hands out GPUs, as M(gpuops.k8s.device_plugin_info) returns it. The container
+        then asks as a pod would, and the link V(request) is broken where the runtime does not accept that.
+    type: list
+    elements: str
+    default: []
+  runtime_config:
+    description:
+      - The configuration file of NVIDIA's runtime. Without that file, NVIDIA's defaults count.
+    type: path
+    default: /etc/nvidia-container-runtime/config.toml
   expect_nodes:
     description:
       - Exactly the device nodes that the asking container has to see.
@@ -84,6 +99,11 @@ EXAMPLES = r"""
     gpus: 2
   register: seen
 
+- name: Ask as pods do that got a GPU from the device plugin
+  gpuops.k8s.gpu_visibility_info:
+    gpus: 1
+    device_list_strategy: [volume-mounts]
+
 - name: Fail unless containers that ask for nothing see nothing
   gpuops.k8s.gpu_visibility_info:
     strict: true
@@ -107,8 +127,21 @@ unasked:
   type: list
   elements: str
   sample: []
+named:
+  description:
+    - GPU device nodes in a container that named all GPUs by C(NVIDIA_VISIBLE_DEVICES), on a node that refuses it. None
+      on other nodes, and when none was started.
+  returned: always
+  type: list
+  elements: str
+  sample: []
+asked_by:
+  description: How the GPUs were asked for, V(envvar) or V(volume-mounts). None when they were not.
+  returned: always
+  type: str
+  sample: envvar
 isolated:
-  description: Whether the container that asked for none saw none. None when none was started.
+  description: Whether containers that may see none saw none. None when none was started.
   returned: always
   type: bool
   sample: true
@@ -171,6 +204,8 @@ ARGUMENTS = {
     "command": {"type": "list", "elements": "str", "default": []},
     "gpus": {"type": "raw", "default": 0},
     "expect": {"type": "int"},
+    "device_list_strategy": {"type": "list", "elements": "str", "default": []},
+    "runtime_config": {"type": "path", "default": _visibility.RUNTIME_CONFIG},
     "expect_nodes": {"type": "list", "elements": "str"},
     "strict": {"type": "bool", "default": False},
     "timeout": {"type": "int", "default": 30},
@@ -186,14 +221,14 @@ def asked_for(gpus):
     return [gpu.strip() for gpu in str(gpus).split(",") if gpu.strip()]
 
 
-def seen_by(engine, image, env, command):
-    """GPU device nodes a container with this environment has."""
+def seen_by(engine, image, request, command):
+    """GPU device nodes a container with this request has."""
     try:
-        return _visibility.gpu_nodes(engine.start(image, env, command))
+        return _visibility.gpu_nodes(engine.start(image, request, command))
     except _visibility.EndedError:
         if command:
             raise
-        return _visibility.gpu_nodes(engine.start(image, env, ["sleep", "60"]))
+        return _visibility.gpu_nodes(engine.start(image, request, ["sleep", "60"]))
     finally:
         engine.stop()
 
@@ -229,16 +264,64 @@ def request_link(params, visible):
     )
 
 
-def isolation_link(unasked):
-    """Whether the container that asked for none saw none."""
-    if not unasked:
-        return _links.Link("isolation", True, "a container that asks for none sees none")
-    return _links.Link(
-        "isolation",
-        False,
-        f"a container that asked for no GPU sees {', '.join(unasked)}",
-        "the image sets NVIDIA_VISIBLE_DEVICES, or the runtime injects without being asked: see docs/verify.md",
+def isolation_link(unasked, named, config):
+    """Whether the container that asked for none saw none, and where the variable is refused also one that sets it."""
+    if unasked:
+        return _links.Link(
+            "isolation",
+            False,
+            f"a container that asked for no GPU sees {', '.join(unasked)}",
+            "the image sets NVIDIA_VISIBLE_DEVICES, or the runtime injects without being asked: see docs/verify.md",
+        )
+    if named:
+        return _links.Link(
+            "isolation",
+            False,
+            f"{config} refuses NVIDIA_VISIBLE_DEVICES, yet a container that sets it sees {', '.join(named)}",
+            "look whether the runtime reads another file, by XDG_CONFIG_HOME in the engine's environment",
+        )
+    both = (
+        "" if named is None else ", nor does one that names all by NVIDIA_VISIBLE_DEVICES, which is refused"
     )
+    return _links.Link("isolation", True, f"a container that asks for none sees none{both}")
+
+
+def way_link(params, ways):
+    """(how to ask, None), or (None, why it is not asked): as the plugin does, else as the runtime accepts."""
+    config, plugin = params["runtime_config"], _visibility.way_of_the_plugin(params["device_list_strategy"])
+    if plugin is not None and plugin not in ways:
+        step = "set deviceListStrategy: [volume-mounts] in device_plugin_config"
+        if plugin == _visibility.MOUNTS:
+            step = "set nvidia_docker_hardening: true, or take volume-mounts out of deviceListStrategy"
+        text = (
+            f"the device plugin hands out GPUs by {plugin}, and {config} does not accept that: pods get none"
+        )
+        return None, _links.Link("request", False, text, step)
+    if not ways:
+        text = f"{config} accepts neither NVIDIA_VISIBLE_DEVICES nor volume mounts; by CDI alone is not looked at"
+        return None, _links.Link("request", None, text)
+    return plugin or (_visibility.VARIABLE if _visibility.VARIABLE in ways else ways[0]), None
+
+
+def look(engine, params, result, ways):
+    """Starts the containers one after the other, writes down what they saw, and yields the links."""
+
+    def seen(request):
+        return seen_by(engine, result["image"], request, params["command"])
+
+    named = None
+    unasked = seen(_visibility.NOTHING)
+    if not unasked and _visibility.VARIABLE not in ways:
+        named = seen(_visibility.ask(_visibility.VARIABLE, ["all"]))
+    result.update(unasked=unasked, named=named, isolated=not unasked and not named)
+    yield isolation_link(unasked, named, params["runtime_config"])
+    way, refusal = way_link(params, ways)
+    if refusal is not None:
+        yield refusal
+    elif params["gpus"]:
+        visible = seen(_visibility.ask(way, params["gpus"]))
+        result.update(visible=visible, count=len(visible), asked_by=way)
+        yield request_link(params, visible)
 
 
 def gather(params, check_mode):
@@ -248,6 +331,8 @@ def gather(params, check_mode):
         "visible": None,
         "count": 0,
         "unasked": None,
+        "named": None,
+        "asked_by": None,
         "isolated": None,
         "engine": params["engine"],
         "default_runtime": None,
@@ -264,6 +349,7 @@ def gather(params, check_mode):
     try:
         result["default_runtime"], result["runtimes"] = engine.default_runtime()
         links.append(_links.Link("engine", True, f"{params['engine']} answers"))
+        ways = _visibility.read_accepted(params["runtime_config"])
         links.append(runtime_link(params, result["default_runtime"], result["runtimes"]))
         if check_mode or links[-1].ok is False:
             return result, links
@@ -272,14 +358,7 @@ def gather(params, check_mode):
             step = "give image, or wait until the kubelet has pulled its pause image"
             links.append(_links.Link("image", None, f"no image to start; {step}"))
             return result, links
-        unasked = seen_by(engine, result["image"], {}, params["command"])
-        result.update(unasked=unasked, isolated=not unasked)
-        links.append(isolation_link(unasked))
-        if params["gpus"]:
-            env = {"NVIDIA_VISIBLE_DEVICES": ",".join(params["gpus"])}
-            visible = seen_by(engine, result["image"], env, params["command"])
-            result.update(visible=visible, count=len(visible))
-            links.append(request_link(params, visible))
+        links.extend(look(engine, params, result, ways))
     except _visibility.EngineError as error:
         links.append(_links.Link(error.link, False, str(error), error.next_step))
     return result, links

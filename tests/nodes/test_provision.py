@@ -180,6 +180,38 @@ def test_xid_79_takes_one_gpu_out_of_allocatable_within_a_second(healthy: Node) 
     assert "XID 79" in unhealthy[3]
 
 
+def test_a_hardened_node_is_asked_as_its_runtime_accepts_with_no_variable_given(
+    make_node: Callable[..., Node], play: Callable[..., Play]
+) -> None:
+    node = make_node("hard", "--gpus", "2", "--kubelet", "embedded")
+    hardened: dict[str, object] = {"nvidia_docker_hardening": True}
+    before = fingerprint(node)
+    refused = play("gpuops.k8s.provision", [node], extra=hardened)
+    assert refused.rc != 0 and fingerprint(node) == before
+    assert "set device_plugin_config.flags.plugin.deviceListStrategy to [volume-mounts]" in refused.output
+
+    by_mounts = {"flags": {"plugin": {"deviceListStrategy": ["volume-mounts"]}}}
+    # In a pod, so that the plugin itself sees its GPUs through the hardened runtime.
+    extra = {**hardened, "device_plugin_config": by_mounts, "device_plugin_deployment": "static_pod"}
+    done = play("gpuops.k8s.provision", [node], extra=extra)
+    assert done.rc == 0, done.output[-3000:]
+    two = node.text("kubelet-pod run --gpus 2 gpuops/workload:1 -- nvidia-smi -L")
+    assert two.count("GPU ") == 2
+    alone = play("gpuops.k8s.verify", [node])
+    assert alone.rc == 0, alone.output[-3000:]
+    assert "nor does one that names all by NVIDIA_VISIBLE_DEVICES, which is refused" in alone.output
+    assert "a container that asked for 1 sees 1" in alone.output
+
+    config = "/etc/nvidia-container-runtime/config.toml"
+    node.run(f"sed -i 's/^accept-nvidia-visible-devices-as-volume-mounts = true/#&/' {config}")
+    apart = play("gpuops.k8s.verify", [node], extra={"device_plugin_verify_timeout": 5})
+    assert apart.rc != 0
+    assert (
+        f"the device plugin hands out GPUs by volume-mounts, and {config} does not accept that"
+        in apart.output
+    )
+
+
 @pytest.mark.real
 def test_a_real_kubelet_with_the_gate_off_is_mended_once(
     make_node: Callable[..., Node], play: Callable[..., Play]

@@ -148,6 +148,18 @@ def test_the_daemonset_names_its_account_always_and_a_static_pod_never():
     assert "serviceAccountName" not in pod("static-pod.yaml")
 
 
+def test_the_pod_asks_for_every_gpu_in_both_ways_so_that_a_hardened_runtime_gives_them_too():
+    for name in ("daemonset.yaml", "static-pod.yaml"):
+        container = pod(name)["containers"][0]
+        assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"} in container["env"]
+        (mount,) = [
+            one for one in container["volumeMounts"] if "nvidia-container-devices" in one["mountPath"]
+        ]
+        assert mount["mountPath"] == "/var/run/nvidia-container-devices/all"
+        (volume,) = [one for one in pod(name)["volumes"] if one["name"] == mount["name"]]
+        assert volume["hostPath"] == {"path": "/dev/null", "type": "CharDevice"}
+
+
 def test_the_pods_are_hardened():
     for name in ("daemonset.yaml", "static-pod.yaml"):
         security = pod(name)["containers"][0]["securityContext"]

@@ -261,6 +261,7 @@ def test_the_status_names_devices_health_and_holders(node, machine, start):
     node.kubelet.wait_for(GPU, 7, 1)
     status = plugin.status()
     assert status["ready"] and status["driver_version"] == "570.133.20"
+    assert status["device_list_strategy"] == ["envvar"]  # verification asks the runtime the same way
     (resource,) = status["resources"]
     assert [device["index"] for device in resource["devices"]] == [str(number) for number in range(8)]
     assert {device["holder"]["pod"] for device in resource["devices"] if device["holder"]} == {"train"}

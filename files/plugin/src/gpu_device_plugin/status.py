@@ -94,6 +94,7 @@ def report(daemon: Daemon) -> dict[str, Any]:
             "generation": daemon.config_generation,
             "problem": daemon.config_problem,
         },
+        "device_list_strategy": list(daemon.settings.device_list_strategy),
         "holders_known": stale is None,
         "holders_problem": stale,
         "gpus": [

@@ -25,16 +25,20 @@ esac
 
 @pytest.fixture
 def docker(tmp_path, monkeypatch, capsys):
-    """`docker(default, asked, unasked, **options)`: the module's result when containers see these nodes."""
+    """`docker(default, asked, unasked, named, config, **options)`: the module's result when containers see these
+    nodes and NVIDIA's runtime has this config.toml."""
 
-    def run(default="nvidia", asked=(), unasked=(), **options):
+    def run(default="nvidia", asked=(), unasked=(), named=None, config="", **options):
         program = tmp_path / "docker"
         program.write_text(DOCKER.format(default=default, folder=tmp_path))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-        looks = iter([list(unasked), list(asked)])
+        looks = iter([list(look) for look in (unasked, named, asked) if look is not None])
         monkeypatch.setattr(_visibility, "gpu_nodes", lambda pid: next(looks))
-        with patch_module_args({"engine": "docker", **options}), pytest.raises(SystemExit):
+        runtime_config = tmp_path / "config.toml"
+        runtime_config.write_text(config)
+        options = {"engine": "docker", "runtime_config": str(runtime_config), **options}
+        with patch_module_args(options), pytest.raises(SystemExit):
             module.main()
         runs = tmp_path / "runs"
         return json.loads(capsys.readouterr().out), runs.read_text().splitlines() if runs.exists() else []
@@ -65,6 +69,75 @@ def test_too_few_and_wrong_nodes_are_told(docker):
     assert docker(asked=["/dev/nvidia0"], gpus=2)[0]["broken_link"] == "request"
     found, _runs = docker(asked=["/dev/nvidia0"], gpus=["GPU-3"], expect_nodes=["/dev/nvidia3"])
     assert found["reason"] == "a container that asked for GPU-3 sees /dev/nvidia0, not /dev/nvidia3"
+
+
+HARDENED = (
+    "accept-nvidia-visible-devices-as-volume-mounts = true\n"
+    "accept-nvidia-visible-devices-envvar-when-unprivileged = false\n[nvidia-container-cli]\n"
+)
+
+
+def test_on_a_hardened_node_it_asks_by_mounts_and_one_that_names_gpus_must_see_none(docker):
+    found, runs = docker(config=HARDENED, named=[], asked=["/dev/nvidia0", "/dev/nvidia1"], gpus=2)
+    assert (found["broken_link"], found["count"], found["asked_by"]) == (None, 2, "volume-mounts")
+    assert (found["named"], found["isolated"]) == ([], True)
+    nothing, named, asking = runs
+    assert "NVIDIA_VISIBLE_DEVICES" not in nothing and "--volume" not in nothing
+    assert "NVIDIA_VISIBLE_DEVICES=all" in named and "--volume" not in named
+    assert "--volume /dev/null:/var/run/nvidia-container-devices/0" in asking
+    assert "--volume /dev/null:/var/run/nvidia-container-devices/1" in asking
+
+
+def test_a_hardened_node_whose_runtime_takes_the_variable_all_the_same_is_told(docker):
+    found, _runs = docker(config=HARDENED, named=["/dev/nvidia0"], asked=["/dev/nvidia0"], gpus=1)
+    assert (found["broken_link"], found["isolated"]) == ("isolation", False)
+    assert "config.toml refuses NVIDIA_VISIBLE_DEVICES, yet" in found["reason"]
+
+
+def test_where_both_ways_are_accepted_it_asks_by_the_one_the_plugin_takes(docker):
+    both = HARDENED.replace("= false", "= true")
+    assert docker(config=both, asked=["/dev/nvidia0"], gpus=1)[0]["asked_by"] == "envvar"
+    options = {"gpus": 1, "device_list_strategy": ["envvar", "volume-mounts"]}
+    assert docker(config=both, asked=["/dev/nvidia0"], **options)[0]["asked_by"] == "volume-mounts"
+
+
+@pytest.mark.parametrize(
+    ("config", "strategy", "remedy"),
+    [
+        (HARDENED, "envvar", "set deviceListStrategy: [volume-mounts]"),
+        ("", "volume-mounts", "set nvidia_docker_hardening: true"),
+    ],
+)
+def test_a_plugin_that_hands_out_gpus_as_the_runtime_refuses_is_told(docker, config, strategy, remedy):
+    named = [] if config else None
+    found, runs = docker(config=config, named=named, gpus=1, device_list_strategy=[strategy])
+    assert (found["broken_link"], found["visible"]) == ("request", None)
+    assert f"the device plugin hands out GPUs by {strategy}" in found["reason"]
+    assert found["next_step"].startswith(remedy)
+    assert len(runs) == (2 if config else 1), "nobody has to ask to know it"
+
+
+def test_a_plugin_that_uses_cdi_is_not_held_to_the_runtimes_settings(docker):
+    options = {"gpus": 1, "device_list_strategy": ["cdi-annotations"], "asked": ["/dev/nvidia0"]}
+    assert docker(**options)[0]["broken_link"] is None
+    assert docker(config=HARDENED, named=[], **options)[0]["broken_link"] is None
+
+
+def test_a_node_that_takes_cdi_alone_is_not_asked_and_not_blamed(docker):
+    found, _runs = docker(config=HARDENED.splitlines()[1], named=[], gpus=1)
+    (request,) = [link for link in found["links"] if link["link"] == "request"]
+    assert (found["broken_link"], request["ok"]) == (None, None)
+
+
+def test_a_configuration_that_no_runtime_can_read_is_told_with_its_place(docker):
+    found, runs = docker(config="disable-require = false\nno toml\n", gpus=1)
+    assert (found["broken_link"], runs) == ("runtime", [])
+    assert "config.toml:2:" in found["reason"]
+
+
+def test_without_a_configuration_nvidias_defaults_count(docker, tmp_path):
+    found, _runs = docker(asked=["/dev/nvidia0"], gpus=1, runtime_config=str(tmp_path / "none.toml"))
+    assert (found["broken_link"], found["asked_by"]) == (None, "envvar")
 
 
 def test_check_mode_starts_nothing(docker):
