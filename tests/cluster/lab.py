@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "tests/testbed/cluster/cluster"
 TESTBED = ROOT / "tests/testbed/testbed"
+TREES = ROOT / "tests/testbed/trees.py"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 GPU = "nvidia.com/gpu"
+REJECTED = ("UnexpectedAdmissionError", "OutOfnvidia.com/gpu")  # by a kubelet that has no plugin (K13)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout: float = 90.0, every: float = 0.25) -> Any:
@@ -90,6 +94,11 @@ class Lab:
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout
 
+    def apply(self, version: str, kind: str, name: str, spec: dict[str, Any]) -> None:
+        """An object in the namespace `default`."""
+        whole = {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": spec}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(whole))
+
     def objects(self, *arguments: str) -> list[dict[str, Any]]:
         """``kubectl get ... -o json``; [] while the API server is away."""
         text = self.kubectl("get", *arguments, "-o", "json", check=False)
@@ -103,6 +112,39 @@ class Lab:
     def all_offered(self) -> bool:
         return self.offered() == self.expected
 
+    def hands_out(self, node: str, gpus: int, timeout: float = 180.0) -> None:
+        """A pod made now that asks for ``gpus`` runs on the node and sees that many.
+
+        A node's status may be of before; this can't be. A kubelet that is back before its plugin rejects a pod for good
+        (K13), so another one asks again, as a Deployment's would.
+        """
+        name, deadline = f"proof-{node}", time.monotonic() + timeout
+        text = json.dumps(pod(name, gpus, script=":", node=node))
+        self.kubectl("apply", "-f", "-", stdin=text)
+        while True:
+            status = json.loads(self.kubectl("get", "pod", name, "-o", "json"))["status"]
+            if status["phase"] == "Succeeded":
+                break
+            assert time.monotonic() < deadline, f"{gpus} GPUs of {node}: not within {timeout:g} s; {status}"
+            if status["phase"] == "Failed":
+                assert status.get("reason") in REJECTED, status
+                self.kubectl("delete", "pod", name, "--wait=true", "--timeout=60s")
+                self.kubectl("apply", "-f", "-", stdin=text)
+            time.sleep(0.25)
+        told = status["containerStatuses"][0]["state"]["terminated"].get("message", "")
+        assert len(set(re.findall(r"/dev/nvidia\d+", told))) == gpus, f"{name} asked for {gpus}, saw {told!r}"
+        self.kubectl("delete", "pod", name, "--wait=true", "--timeout=60s")
+
+    def hands_out_all(self, held: dict[str, int] | None = None, timeout: float = 180.0) -> None:
+        """Every node has all its GPUs for new pods, but those ``held`` (node -> GPUs) by running ones."""
+        with ThreadPoolExecutor() as pool:
+            asks = [
+                pool.submit(self.hands_out, node, self.expected[node] - (held or {}).get(node, 0), timeout)
+                for node in self.nodes
+            ]
+            for ask in asks:
+                ask.result()
+
     def cordoned(self) -> list[str]:
         return [n["metadata"]["name"] for n in self.objects("nodes") if n["spec"].get("unschedulable")]
 
@@ -111,6 +153,16 @@ class Lab:
         done = self._run("docker", "exec", "-i", f"gpuops-{node}", "sh", "-s", stdin=script)
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout
+
+    def keep_tree(self, node: str) -> None:
+        """Remember every file, package, unit and image of a node."""
+        self._run("docker", "cp", TREES, f"gpuops-{node}:/var/log/trees.py")  # a place that is not compared
+        self.inside(node, "python3 /var/log/trees.py save /var/log/tree.json")
+
+    def changes(self, node: str) -> list[str]:
+        """What of that is different now, a line each; trees.py has what may differ, and why."""
+        said = self.inside(node, "python3 /var/log/trees.py compare /var/log/tree.json || test $? = 1")
+        return [line for line in said.splitlines() if line[:2] in ("- ", "+ ", "~ ")]
 
     def api(self, action: str) -> None:
         done = self._run(CLUSTER, "api", self.name, action)

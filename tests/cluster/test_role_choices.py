@@ -219,6 +219,8 @@ def lab(tmp_path_factory):
     lab = Choices(os.environ.get("GPUOPS_CHOICES", "choices"), tmp_path_factory.mktemp("choices"))
     lab.up()
     lab.prepare()
+    for node in lab.nodes:
+        lab.keep_tree(node)
     done = lab.chosen("provision")
     assert done.returncode == 0, done.stdout[-6000:]
     wait_until(lab.all_offered, "4 GPUs on offer")
@@ -364,7 +366,7 @@ def test_back_in_the_daemonset_without_events_and_taint(lab):
     assert (again.returncode, changed(again)) == (0, []), again.stdout[-6000:]
 
 
-def test_remove_leaves_the_cluster_as_it_was(lab):
+def test_remove_leaves_the_cluster_and_every_file_of_its_nodes_as_they_were(lab):
     done = lab.chosen("provision")
     assert done.returncode == 0, done.stdout[-6000:]
     wait_until(lambda: lab.condition(lab.nodes[0]) == "True", "the condition")
@@ -381,6 +383,7 @@ def test_remove_leaves_the_cluster_as_it_was(lab):
     assert "gpu-device-plugin" not in lab.kubectl("get", kinds, "-n", "kube-system", "-o", "name")
     again = lab.chosen("remove")
     assert (again.returncode, changed(again)) == (0, []), again.stdout[-6000:]
+    assert {node: lab.changes(node) for node in lab.nodes} == dict.fromkeys(lab.nodes, [])
 
 
 def test_another_plugins_daemonset_is_refused_and_taken_over_when_asked(lab):

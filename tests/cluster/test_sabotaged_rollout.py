@@ -1,9 +1,9 @@
-"""A rollout whose second node can't start with its new configuration."""
+"""Rollouts that stop: a node that can't start with its new configuration, and one that may not be drained."""
 
 from __future__ import annotations
 
 import pytest
-from lab import wait_until
+from lab import pod, wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -22,31 +22,102 @@ exit 1
 END
 chmod 755 /usr/bin/kubelet
 """
+MEND = "mv /usr/bin/kubelet.real /usr/bin/kubelet"
 FILES = "cat /etc/default/kubelet /etc/containerd/config.toml; ls /etc/containerd/conf.d 2>/dev/null || true"
+WELL = "curl -sf -m 2 http://127.0.0.1:10248/healthz"
+
+
+def outcomes(lab, done):
+    """Node -> its line of the summary."""
+    summary = done.stdout[done.stdout.index("TASK [Summary]") :]
+    lines = [line for line in summary.splitlines() if line.startswith(f"        {lab.name}-")]
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
 
 
 def test_first_is_provisioned_second_rolled_back_and_cordoned_third_untouched(bare_lab):
-    first, second, third = bare_lab.nodes
-    for node in bare_lab.nodes:
-        bare_lab.inside(node, GATE_OFF)
-    bare_lab.inside(second, SABOTAGE)
-    before = {node: bare_lab.inside(node, FILES) for node in (second, third)}
+    lab = bare_lab
+    assert not any(lab.offered().values()), "these nodes are not bare; this test comes first"
+    first, second, third = lab.nodes
+    for node in lab.nodes:
+        lab.inside(node, GATE_OFF)
+    lab.inside(second, SABOTAGE)
+    before = lab.inside(second, FILES)
+    lab.keep_tree(third)
 
-    done = bare_lab.play("provision")
+    done = lab.play("provision")
 
     assert done.returncode != 0
-    summary = done.stdout[done.stdout.index("TASK [Summary]") :]
-    lines = {
-        line.split()[0]: line for line in summary.splitlines() if line.startswith(f"        {bare_lab.name}-")
-    }
-    assert "provisioned" in lines[first]
-    assert "rolled back, cordoned" in lines[second]
-    assert "untouched" in lines[third]
-    assert "sabotaged" in "\n".join(done.stdout.splitlines()[-10:])
-    assert bare_lab.cordoned() == [second]
-    assert {node: bare_lab.inside(node, FILES) for node in (second, third)} == before
+    said = outcomes(lab, done)
+    assert said[first].startswith("provisioned, ")
+    assert said[second].startswith("rolled back, cordoned, ")
+    assert said[third] == "untouched"
+    assert "sabotaged" in "\n".join(done.stdout.splitlines()[-10:]), done.stdout[-3000:]
+    assert lab.cordoned() == [second]
+    assert lab.inside(second, FILES) == before
+    assert lab.changes(third) == []
     wait_until(
-        lambda: bare_lab.inside(second, "curl -sf -m 2 http://127.0.0.1:10248/healthz", check=False) == "ok",
+        lambda: lab.inside(second, WELL, check=False) == "ok",
         "the second node's kubelet runs again, with its old configuration",
     )
-    assert bare_lab.offered()[first] == 8 and bare_lab.offered()[third] == 0
+    assert lab.offered() == {first: 8, second: 0, third: 0}
+    lab.hands_out(first, 8)
+
+    # Mended by hand, the next run takes the second node back, and goes on to the third.
+    lab.inside(second, MEND)
+    done = lab.play("provision")
+    assert done.returncode == 0, done.stdout[-4000:]
+    said = outcomes(lab, done)
+    assert said[first] == "unchanged"
+    assert said[second].startswith("provisioned, ") and said[third].startswith("provisioned, ")
+    assert lab.cordoned() == []
+    lab.hands_out_all()
+
+
+def test_a_node_is_drained_by_choice_but_not_against_a_disruption_budget(lab):
+    node, others = lab.nodes[1], {lab.nodes[0], lab.nodes[2]}
+    labels = {"app": "serving"}
+    one = pod("serving", 2, node=node)["spec"]
+    one.pop("nodeSelector")
+    one["restartPolicy"] = "Always"
+    budget = {"minAvailable": 1, "selector": {"matchLabels": labels}}
+    serving = {
+        "replicas": 1,
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": one},
+    }
+    lab.apply("policy/v1beta1", "PodDisruptionBudget", "serving", budget)
+    for other in others:
+        lab.kubectl("cordon", other)
+    lab.apply("apps/v1", "Deployment", "serving", serving)
+    lab.kubectl("wait", "--for=condition=Available", "--timeout=60s", "deployment/serving")
+    for other in others:
+        lab.kubectl("uncordon", other)
+    before = places(lab)
+    assert list(before.values()) == [node]
+
+    done = lab.play("provision", "--limit", node, "-e", "rollout_drain=true", "-e", "rollout_drain_timeout=5")
+    assert done.returncode != 0
+    assert outcomes(lab, done) == {node: "not changed, cordoned"}
+    assert "disruption budget" in "\n".join(done.stdout.splitlines()[-10:]), done.stdout[-3000:]
+    assert places(lab) == before, "a pod was moved against its budget"
+    assert lab.cordoned() == [node]
+
+    lab.kubectl("delete", "poddisruptionbudget", "serving")
+    done = lab.play("provision", "--limit", node, "-e", "rollout_drain=true")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert outcomes(lab, done) == {node: "unchanged"}
+    lab.kubectl("wait", "--for=condition=Available", "--timeout=60s", "deployment/serving")
+    assert set(places(lab).values()) <= others
+    assert lab.cordoned() == []
+    lab.kubectl("delete", "deployment", "serving", "--cascade=foreground")
+    lab.hands_out_all()
+
+
+def places(lab):
+    """Pod of the Deployment -> the node it is on, but those that are on their way out."""
+    pods = lab.objects("pods", "-n", "default", "-l", "app=serving")
+    return {
+        p["metadata"]["name"]: p["spec"].get("nodeName")
+        for p in pods
+        if not p["metadata"].get("deletionTimestamp")
+    }
