@@ -211,6 +211,20 @@ class Kubectl:
                     raise KubectlError(self._unready(waiting, live, timeout))
             clock.sleep(max(0.0, min(sleep, deadline - clock.monotonic())))
 
+    def refusals(self, workload: objects.Object) -> list[str]:
+        """Why the API server takes no pod of this workload, by its newest Event; [] when there is none to read."""
+        key = objects.key_of(workload)
+        chosen = [f"involvedObject.kind={key.kind}", f"involvedObject.name={key.name}", "reason=FailedCreate"]
+        uid = workload["metadata"].get("uid")
+        chosen += [f"involvedObject.uid={uid}"] if uid else []
+        place = ["--namespace", key.namespace] if key.namespace and not self.namespace else []
+        try:
+            text = self.call(*place, "get", "events", "--field-selector", ",".join(chosen), "-o", "json")
+            said = objects.refusal(objects.decode(text))
+        except KubectlError:  # who asks has an error to tell already; this was only to say more
+            return []
+        return [said] if said else []
+
     def _unready(
         self,
         waiting: list[tuple[objects.Object, objects.Readiness]],
@@ -234,7 +248,7 @@ class Kubectl:
         place = ["--namespace", key.namespace]
         try:
             pods = objects.decode(self.call(*place, "get", "pods", "-l", selector, "-o", "json"))
-            said = objects.pod_troubles(pods)
+            said = objects.pod_troubles(pods) + self.refusals(workload)
             for pod in pods:
                 container = _ended_container(pod)
                 if container:

@@ -310,6 +310,32 @@ _JUDGES = {
 }
 
 
+def refusal(events: Iterable[Mapping[str, Any]]) -> str:
+    """What the newest FailedCreate among Events says, with when it was; '' without one.
+
+    A controller sends it when the API server takes none of its pods: quota, admission, Pod Security.
+    """
+    failed = [one for one in events if one.get("reason") == "FailedCreate"]
+    newest = max(failed, key=_seen_last, default=None)
+    if newest is None:
+        return ""
+    times = (newest.get("series") or {}).get("count") or newest.get("count") or 1
+    often = f", {times} times" if times > 1 else ""
+    return f"no pod could be created (at {_seen_last(newest)}{often}): {newest.get('message', '')}"
+
+
+def _seen_last(event: Mapping[str, Any]) -> str:
+    """When an Event was seen last: RFC 3339 in UTC, so that text order is time order. Its writer fills one of these."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    places = (
+        series,
+        event.get("lastTimestamp"),
+        event.get("eventTime"),
+        event["metadata"].get("creationTimestamp"),
+    )
+    return str(next((time for time in places if time), ""))
+
+
 def pod_troubles(pods: Iterable[Mapping[str, Any]]) -> list[str]:
     """One line for each pod or container that isn't well: where it is, and what the kubelet says."""
     return [line for pod in pods for line in _pod_troubles(pod)]

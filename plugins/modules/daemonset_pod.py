@@ -169,6 +169,10 @@ class NodePod:
                 pass  # a container that never ran has no log
         return said
 
+    def refusals(self) -> list[str]:
+        """Why the API server takes no pod of the DaemonSet, if it is so."""
+        return self.kubectl.refusals({"kind": "DaemonSet", "apiVersion": "apps/v1", **self.daemonset})
+
     def _get(self, *words: str) -> list[objects.Object]:
         return list(json.loads(self.kubectl.call("get", *words, "-o", "json"))["items"])
 
@@ -203,9 +207,10 @@ def settled(here: NodePod, deadline: float, sleep: float) -> objects.Object:
         if found is not None:
             return found
         if time.monotonic() >= deadline:
+            # Before 1.26 the controller says that it has seen a template only once it could make its pods.
+            why = here.refusals() or ["does kube-controller-manager run?"]
             raise KubectlError(
-                f"DaemonSet {here.name}: its controller has not seen the newest template; "
-                "does kube-controller-manager run?"
+                f"DaemonSet {here.name}: its controller has not seen the newest template; {' '.join(why)}"
             )
         time.sleep(sleep)
 
@@ -264,6 +269,9 @@ def told(here: NodePod, pod: objects.Object | None, complaint: str, timeout: flo
     """The failure in words, with what the pod says."""
     head = f"DaemonSet {here.name} on {here.node}: {complaint}"
     if pod is None:
+        refusals = here.refusals()
+        if refusals:
+            return "\n".join([f"{head} after {timeout:g} s", *(f"  {line}" for line in refusals)])
         wants = here.daemonset.get("spec", {}).get("template", {}).get("spec", {}).get("nodeSelector")
         return (
             f"{head} after {timeout:g} s: does the node carry the labels of its nodeSelector {json.dumps(wants)}, "

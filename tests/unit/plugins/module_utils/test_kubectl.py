@@ -106,6 +106,26 @@ def test_when_time_is_up_the_reason_is_told():
         )
 
 
+def test_a_daemonset_whose_pods_are_refused_is_told_with_the_reason():
+    workload = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "d", "namespace": "ns", "uid": "u", "generation": 1},
+        "spec": {"selector": {"matchLabels": {"app": "d"}}},
+    }
+    reason = 'pods "d-" is forbidden: violates PodSecurity "restricted:latest": hostPath volumes'
+    event = {"metadata": {}, "reason": "FailedCreate", "message": reason, "eventTime": "2026-11-23T10:00:00Z"}
+
+    def run(arguments, stdin):
+        if "events" in arguments:
+            return 0, json.dumps({"kind": "List", "items": [event]}), ""
+        return 0, "" if "pods" in arguments else json.dumps(workload), ""
+
+    with pytest.raises(KubectlError, match="has not seen the change yet") as raised:
+        Kubectl(run).wait([workload], timeout=3, sleep=1, clock=Clock())
+    assert f"  no pod could be created (at 2026-11-23T10:00:00Z): {reason}" in str(raised.value)
+
+
 def test_a_hopeless_object_is_not_waited_for():
     clock = Clock()
     with pytest.raises(KubectlError, match="failed:"):

@@ -39,6 +39,7 @@ class Server:
         self.late = 0  # how many looks it takes until the controller has seen the template
         self.pods = [self._pod(self.revisions[pod_of - 1])] if pod_of else []
         self.node, self.deleted = node, 0
+        self.events: list[dict] | None = []  # None: who asks may not read them
 
     def _pod(self, revision: dict) -> dict:
         spec = copy.deepcopy(revision["data"]["spec"]["template"]["spec"])
@@ -63,6 +64,8 @@ class Server:
     def __call__(self, words):
         words = words[words.index("kube-system") + 1 :]
         self.calls.append(words[0])
+        if words[:2] == ["get", "events"] and self.events is None:
+            return 1, "", 'events is forbidden: User "x" cannot list resource "events"'
         return 0, getattr(self, words[0])(*words[1:]), ""
 
     def get(self, kind, *more):
@@ -78,6 +81,10 @@ class Server:
             )
         if kind == "controllerrevisions":
             return json.dumps({"items": self.revisions})
+        if kind == "events":
+            assert "involvedObject.kind=DaemonSet,involvedObject.name=plugin" in more[1]
+            assert "involvedObject.uid=u1" in more[1], "not those of a DaemonSet of that name that is gone"
+            return json.dumps({"kind": "List", "items": self.events})
         assert f"spec.nodeName={self.node}" in more
         found = copy.deepcopy(self.pods)
         # The kubelet and the controller do their part after the answer, so that the module has to wait for it.
@@ -225,3 +232,44 @@ def test_a_node_that_the_daemonset_does_not_select_is_named_with_the_selector(ca
     result = call(Server(template("new"), node="b"), node="b", timeout=0.05)
     assert result["failed"]
     assert "on b" in result["msg"] and "nodeSelector" in result["msg"]
+
+
+def refused(message: str, last: str, count: int = 1, reason: str = "FailedCreate") -> dict:
+    return {
+        "metadata": {"creationTimestamp": "2026-11-23T09:00:00Z"},
+        "reason": reason,
+        "message": f"Error creating: {message}",
+        "lastTimestamp": last,
+        "count": count,
+    }
+
+
+QUOTA = 'pods "plugin-" is forbidden: exceeded quota: site, requested: pods=1, used: pods=0, limited: pods=0'
+
+
+def test_pods_that_the_api_server_refuses_are_told_with_the_newest_events_words(call):
+    server = Server(template("new"), node="b")
+    server.events = [
+        refused("an older reason", "2026-11-23T10:00:00Z", 99),
+        refused(QUOTA, "2026-11-23T10:00:07Z", 3),
+        refused("no failure", "2026-11-23T11:00:00Z", reason="SuccessfulCreate"),
+    ]
+    result = call(server, node="b", timeout=0.05)
+    assert result["failed"]
+    assert f"(at 2026-11-23T10:00:07Z, 3 times): Error creating: {QUOTA}" in result["msg"]
+    assert "older reason" not in result["msg"] and "nodeSelector" not in result["msg"]
+
+
+def test_a_controller_that_waits_for_its_first_pod_is_not_taken_for_a_dead_one(call):
+    server = Server(template("new"))
+    server.late, server.events = 10**6, [refused(QUOTA, "2026-11-23T10:00:07Z")]
+    result = call(server, timeout=0.05)
+    assert QUOTA in result["msg"] and "kube-controller-manager" not in result["msg"]
+    server.events = []
+    assert "does kube-controller-manager run?" in call(server, timeout=0.05)["msg"]
+
+
+def test_who_may_not_read_events_gets_the_advice_that_needs_none(call):
+    server = Server(template("new"), node="b")
+    server.events = None
+    assert "nodeSelector" in call(server, node="b", timeout=0.05)["msg"]
