@@ -19,6 +19,7 @@ TESTBED = ROOT / "tests/testbed/testbed"
 TREES = ROOT / "tests/testbed/trees.py"
 PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 GPU = "nvidia.com/gpu"
+PLUGIN = ("-n", "kube-system", "-l", "app.kubernetes.io/name=gpu-device-plugin")
 REJECTED = ("UnexpectedAdmissionError", "OutOfnvidia.com/gpu")  # by a kubelet that has no plugin (K13)
 
 
@@ -153,6 +154,11 @@ class Lab:
         done = self._run("docker", "exec", "-i", f"gpuops-{node}", "sh", "-s", stdin=script)
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout
+
+    def gpu(self, node: str, *verb: str) -> None:
+        """Steer a node's GPUs: `testbed gpu`."""
+        done = self._run(TESTBED, "gpu", node, *verb)
+        assert done.returncode == 0, done.stderr
 
     def keep_tree(self, node: str) -> None:
         """Remember every file, package, unit and image of a node."""

@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from lab import GPU, REJECTED, pod, wait_until
+from lab import GPU, PLUGIN, REJECTED, pod, wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -55,7 +55,7 @@ def start_ids(lab) -> dict[str, str]:
 
 def plugin_containers(lab) -> dict[str, str]:
     """Node -> the container of the plugin that runs there."""
-    pods = lab.objects("pods", "-n", "kube-system", "-l", "app.kubernetes.io/name=gpu-device-plugin")
+    pods = lab.objects("pods", *PLUGIN)
     return {p["spec"]["nodeName"]: p["status"]["containerStatuses"][0]["containerID"] for p in pods}
 
 
@@ -120,6 +120,28 @@ def test_a_node_that_leaves_and_returns_offers_everything_again(clean):
         subprocess.run(["docker", "unpause", f"gpuops-{node}"], check=True, capture_output=True)
     clean.hands_out(node, 8)
     assert ready() == "True" and clean.all_offered()
+
+
+def test_a_gpu_that_fell_off_the_bus_stays_out_until_it_was_reset(clean):
+    node = clean.nodes[1]
+    # XID 79, and a double-bit error, by whose count falling to 0 a reset is seen later.
+    clean.gpu(node, "xid", "0", "79")
+    clean.gpu(node, "ecc", "0")
+    try:
+        wait_until(lambda: clean.offered()[node] == 7, "7 GPUs on offer", 30)
+        clean.kubectl("delete", "pods", *PLUGIN, "--field-selector", f"spec.nodeName={node}")
+        clean.inside(node, "systemctl restart kubelet")
+        # Neither another plugin nor another kubelet heals it, nor does what befalls other GPUs.
+        clean.gpu(node, "mig", "1", "3g.40gb", "3g.40gb")
+        clean.gpu(node, "mig", "1", "off")
+        clean.hands_out(node, 7)
+        assert clean.offered()[node] == 7
+        verified = clean.play("verify", "--limit", node)
+        assert verified.returncode != 0
+        assert "XID 79 (GPU has fallen off the bus)" in " ".join(verified.stdout.split())
+    finally:
+        clean.gpu(node, "restore", "0")
+    clean.hands_out(node, 8)
 
 
 def test_a_newer_kubelet_that_does_not_know_the_gate_finds_no_leftover_of_it(clean):

@@ -15,7 +15,7 @@ import registry
 import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from lab import CLUSTER, TESTBED, Lab, wait_until
+from lab import CLUSTER, PLUGIN, Lab, wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -195,12 +195,7 @@ class Choices(Lab):
 
     def pods(self):
         """Node -> the plugin's pod."""
-        found = self.objects("pods", "-n", "kube-system", "-l", "app.kubernetes.io/name=gpu-device-plugin")
-        return {p["spec"]["nodeName"]: p for p in found}
-
-    def gpu(self, node, *verb):
-        done = self._run(TESTBED, "gpu", node, *verb)
-        assert done.returncode == 0, done.stderr
+        return {p["spec"]["nodeName"]: p for p in self.objects("pods", *PLUGIN)}
 
 
 def changed(done):

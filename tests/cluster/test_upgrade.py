@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from lab import GPU, Lab, pod, wait_until
+from lab import GPU, PLUGIN, Lab, pod, wait_until
 from watchers import Watch
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
-PLUGIN = ("-n", "kube-system", "-l", "app.kubernetes.io/name=gpu-device-plugin")
 # So that the API server shows what the kubelet knows within a fifth of a second, not a second (the default is ten).
 TELL_OFTEN = """
 sed -i 's/^nodeStatusUpdateFrequency:.*/nodeStatusUpdateFrequency: 200ms/' /var/lib/kubelet/config.yaml
@@ -64,19 +63,22 @@ def training(lab):
     return containers(lab, "-l", "app=train")
 
 
-def rollout(lab: Lab, **options: Path) -> Watch:
+def rollout(lab: Lab, *arguments: str, collections: Path | None = None) -> Watch:
     with Watch(lab) as watch:
-        done = lab.play("provision", **options)
+        done = lab.play("provision", *arguments, collections=collections)
     assert done.returncode == 0, done.stdout[-4000:]
     return watch
 
 
-def held(watch: Watch) -> None:
-    """What has to be true of every node through a rollout that replaces its plugin; says what was measured."""
+def held(watch: Watch, processes: int = 1) -> None:
+    """What has to be true of every node through a rollout that replaces its plugin; says what was measured.
+
+    ``processes``: 2 where the new one may start, and wait, while the old one ends. Only one serves.
+    """
     for node, seen in watch.seen.items():
         dips, unserved = seen.dips(8), seen.unserved()
         print(f"{node}: allocatable below 8 for {dips} s, no plugin's socket for {unserved} s")
-        assert all(len(plugins) <= 1 for _, plugins in seen.plugins), f"two plugins at once on {node}"
+        assert all(len(plugins) <= processes for _, plugins in seen.plugins), f"two plugins at once on {node}"
         assert all(len(names) <= 1 for _, names in seen.sockets), f"two sockets for {GPU} on {node}"
         assert len(unserved) == len(dips) == 1, (
             f"the plugin of {node} was to be replaced once, and that to be seen"
@@ -99,6 +101,22 @@ def test_a_new_version_and_the_way_back_disturb_no_pod(lab, training, tmp_path):
 
     held(rollout(lab, collections=here))
     assert images(lab) == old
+    assert containers(lab, "-l", "app=train") == training
+
+
+def test_a_new_pod_for_the_same_version_disturbs_no_pod(lab, training):
+    """What can't be changed in a running pod: here its memory limit. So the pod is made anew."""
+    old = images(lab)
+    limits = json.dumps({"device_plugin_resources": {"limits": {"memory": "300Mi"}}})
+    held(rollout(lab, "-e", limits), processes=2)
+    assert images(lab) == old
+    memory = {
+        p["spec"]["containers"][0]["resources"]["limits"]["memory"] for p in lab.objects("pods", *PLUGIN)
+    }
+    assert memory == {"300Mi"}
+    assert containers(lab, "-l", "app=train") == training
+
+    held(rollout(lab), processes=2)
     assert containers(lab, "-l", "app=train") == training
 
 
