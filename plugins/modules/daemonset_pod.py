@@ -48,6 +48,14 @@ options:
       - Whether a running pod may be given new images. With V(false) it is always deleted.
     type: bool
     default: true
+  immediate:
+    description:
+      - Whether a pod that is made anew leaves the API server at once (C(kubectl delete --force --grace-period=0)), so
+        that the DaemonSet makes the new one while the kubelet ends the old one. Else the new one comes when the kubelet
+        has told that nothing is left of the old one, which kubelet 1.20 tells every ten seconds.
+      - Only for programs of which the next waits by itself until the one before has ended, as gpuops' plugin does.
+    type: bool
+    default: false
   timeout:
     description:
       - How many seconds to wait at most until the node's pod is of the newest template and ready.
@@ -154,9 +162,10 @@ class NodePod:
             "patch", "pod", pod["metadata"]["name"], "--type=strategic", "-p", json.dumps(change)
         )
 
-    def delete(self, pod: objects.Object) -> None:
-        """Lets the pod end in its own time."""
-        self.kubectl.call("delete", "pod", pod["metadata"]["name"], "--wait=false")
+    def delete(self, pod: objects.Object, *, immediate: bool) -> None:
+        """Ends the pod; ``immediate``: without waiting for the kubelet's word that it has ended."""
+        at_once = ["--force", "--grace-period=0"] if immediate else []
+        self.kubectl.call("delete", "pod", pod["metadata"]["name"], "--wait=false", *at_once)
 
     def log(self, pod: objects.Object | None) -> list[str]:
         """The last words of a pod in trouble."""
@@ -227,7 +236,7 @@ def act(
     if not dry and patch:
         here.patch(pod, patch)
     elif not dry and action == "replaced":
-        here.delete(pod)
+        here.delete(pod, immediate=settings["immediate"])
     stale = daemonsets.container_ids(pod) if action == "swapped" else {}
     return Change(action, daemonsets.images(pod).get("containers", {}), stale)
 
@@ -293,6 +302,7 @@ def main() -> None:
             "node": {"type": "str", "required": True},
             "annotations": {"type": "dict", "default": {}},
             "in_place": {"type": "bool", "default": True},
+            "immediate": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 120},
             "sleep": {"type": "float", "default": 0.5},
             **ARGUMENTS,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gpu_device_plugin import logs, turn
 from gpu_device_plugin.__main__ import main
 from kit import GPU, SOURCE, Node, PluginProcess, wait_until
 
@@ -51,6 +52,34 @@ def test_a_signal_ends_it_with_0_within_a_second_and_no_socket_left(node, start,
     assert node.own_sockets() == []
     assert list((node.root / "run").iterdir()) == []
     wait_until(lambda: node.kubelet.healthy(GPU) == set())
+
+
+def test_a_new_one_waits_until_the_one_before_has_ended_k6(node, start):
+    node.kubelet.start()
+    first = start()
+    node.kubelet.wait_for(GPU, 8)
+    ready(first)
+    sockets = node.own_sockets()
+    second = start()
+    second.wait_logged("event=starting")
+    time.sleep(1)  # in which it would have registered
+    assert node.own_sockets() == sockets and not second.logged("event=registered")
+    first.process.kill()
+    ready(second)
+    assert second.logged('event="the plugin before has ended"')
+    node.kubelet.wait_for(GPU, 8)
+
+
+def test_a_new_one_does_not_wait_for_ever_for_one_that_hangs(tmp_path, capsys):
+    logs.setup()
+    held = turn.wait(str(tmp_path))
+    assert held is not None
+    assert turn.wait(str(tmp_path), seconds=0.1) is None
+    assert "another plugin runs on this node and does not end" in capsys.readouterr().err
+    os.close(held)
+    again = turn.wait(str(tmp_path), seconds=0.1)
+    assert again is not None
+    os.close(again)
 
 
 def test_it_ends_as_fast_while_no_kubelet_is_there(start):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, logs, mps, sdnotify
+from . import __version__, logs, mps, sdnotify, turn
 from .config import Settings
 from .config_load import ConfigError, load
 from .counters import Counters
@@ -395,4 +395,5 @@ def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     logs.setup(settings.log_format, settings.log_level)
     log.info("starting", version=__version__, pid=os.getpid(), config=settings.config_file or "none")
+    turn.wait(settings.run_dir)
     return Daemon(argv, environ, settings).run()

@@ -110,9 +110,13 @@ class Server:
                     container["image"] = wanted["image"]
         return ""
 
-    def delete(self, _kind, name, _wait):
-        self.pods[0]["metadata"]["deletionTimestamp"] = "now"
-        self.deleted = 2
+    def delete(self, _kind, name, _wait, *force):
+        self.forced = list(force)
+        if force:
+            self.pods, self.deleted = [], 1
+        else:
+            self.pods[0]["metadata"]["deletionTimestamp"] = "now"
+            self.deleted = 2
         return name
 
     def logs(self, *_words):
@@ -170,6 +174,15 @@ def test_a_template_with_other_arguments_needs_another_pod(call):
     server = Server(template("old"), template("new", "run --verbose"), pod_of=1)
     result = call(server)
     assert (result["action"], result["pod"]) == ("replaced", "plugin-2")
+
+
+@pytest.mark.parametrize(
+    ("options", "force"), [({}, []), ({"immediate": True}, ["--force", "--grace-period=0"])]
+)
+def test_a_pod_leaves_the_api_server_at_once_when_its_program_sees_to_being_one(call, options, force):
+    server = Server(template("old"), template("new", "run --verbose"), pod_of=1)
+    result = call(server, **options)
+    assert (result["action"], result["pod"], server.forced) == ("replaced", "plugin-2", force)
 
 
 def test_a_pod_whose_template_is_forgotten_is_made_anew(call):
