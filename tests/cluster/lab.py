@@ -42,6 +42,7 @@ class Lab:
         self.nodes = [f"{name}-{letter}" for letter in "abc"]
         self.inventory = folder / "inventory.yml"
         self.expected = dict.fromkeys(self.nodes, 8)
+        self.plays = 0
 
     def up(self) -> None:
         self._run(CLUSTER, "down", self.name)
@@ -87,7 +88,8 @@ class Lab:
         }
         words = [str(PLAYBOOK), f"gpuops.k8s.{playbook}", "-i", str(self.inventory), *arguments]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        (self.folder / f"{playbook}.log").write_text(done.stdout + done.stderr)
+        self.plays += 1
+        (self.folder / f"{self.plays:02}-{playbook}.log").write_text(done.stdout + done.stderr)
         return done
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:

@@ -44,14 +44,14 @@ def test_first_is_provisioned_second_rolled_back_and_cordoned_third_untouched(ba
     before = lab.inside(second, FILES)
     lab.keep_tree(third)
 
-    done = lab.play("provision")
+    done = lab.play("provision", "-e", "device_plugin_kubelet_timeout=15")
 
     assert done.returncode != 0
     said = outcomes(lab, done)
-    assert said[first].startswith("provisioned, ")
-    assert said[second].startswith("rolled back, cordoned, ")
-    assert said[third] == "untouched"
-    assert "sabotaged" in "\n".join(done.stdout.splitlines()[-10:]), done.stdout[-3000:]
+    assert said[first].startswith("provisioned, "), said
+    assert said[second].startswith("rolled back, cordoned, "), done.stdout[-4000:]
+    assert said[third] == "untouched", said
+    assert "sabotaged" in "\n".join(done.stdout.splitlines()[-10:]), done.stdout[-4000:]
     assert lab.cordoned() == [second]
     assert lab.inside(second, FILES) == before
     assert lab.changes(third) == []
