@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gpu_device_plugin import apiserver, logs
-from gpu_device_plugin.apiserver import CONDITION, Reporter, condition, event
+from gpu_device_plugin.apiserver import CONDITION, Reporter, condition, event, verdict
 from gpu_device_plugin.counters import Counters
 from gpu_device_plugin.engine import HealthChange
 from kit import GPU, devices, plan, wait_until
@@ -22,21 +24,26 @@ WELL = HealthChange(GPU, "GPU-3", "3", None, "XID 79", 1)
 
 
 class ApiServer:
-    """Takes requests, remembers them, answers with `code`."""
+    """Takes requests, remembers them, answers with `code`, and to a patch with the node as it is then."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str, Any]] = []
         self.code = 201
+        self.node: dict[str, Any] = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def answer(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append((self.command, self.path, self.headers["Authorization"], body))
+                if self.command == "PATCH" and body and outer.code < 400:
+                    others = [one for one in outer.node["status"]["conditions"] if one["type"] != CONDITION]
+                    outer.node["status"]["conditions"] = [*others, *body["status"]["conditions"]]
+                answer = json.dumps(outer.node if self.command == "PATCH" else {}).encode()
                 self.send_response(outer.code)
-                self.send_header("Content-Length", "2")
+                self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
-                self.wfile.write(b"{}")
+                self.wfile.write(answer)
 
             do_POST = do_PATCH = answer
 
@@ -51,7 +58,8 @@ class ApiServer:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def of(self, method: str) -> list[Any]:
-        return [body for verb, _path, _token, body in list(self.requests) if verb == method]
+        """What was sent; not the empty patch that only asks for the node."""
+        return [body for verb, _path, _token, body in list(self.requests) if verb == method and body]
 
     def condition(self) -> Any:
         return self.of("PATCH")[-1]["status"]["conditions"][0]
@@ -78,8 +86,9 @@ def reporter(api: ApiServer, account: Path) -> Iterator[Reporter]:
     one.close()
 
 
-def engine(*sick: int) -> Any:
-    return SimpleNamespace(plan=plan(gpu=devices(8, sick=sick)))
+def engine(*sick: int, fault: str = "XID 79", nvml_problem: str | None = None, gpus: int = 8) -> Any:
+    offered = [replace(one, fault=fault if one.fault else None) for one in devices(gpus, sick=sick)]
+    return SimpleNamespace(plan=plan(gpu=offered), nvml_problem=nvml_problem)
 
 
 def test_a_sick_gpu_is_an_event_and_a_condition(api, reporter):
@@ -101,6 +110,62 @@ def test_a_gpu_that_heals_clears_the_condition(api, reporter):
     reporter.health((WELL,), engine())
     wait_until(lambda: api.condition()["status"] == "True")
     assert [one["reason"] for one in api.of("POST")] == ["GPUUnhealthy", "GPUHealthy"]
+
+
+def test_nothing_is_said_of_devices_that_nobody_has_looked_at(api, reporter):
+    time.sleep(0.3)
+    assert api.requests == []
+    reporter.health((), engine())
+    wait_until(lambda: api.of("PATCH"))
+    assert api.condition()["status"] == "True"
+
+
+def test_a_restart_on_a_sick_node_leaves_the_condition_and_its_time_as_they_were(api, account):
+    since = "2026-01-01T00:00:00Z"
+    api.node["status"]["conditions"].append(
+        {"type": CONDITION, "status": "False", "reason": "DevicesUnhealthy", "lastTransitionTime": since}
+    )
+    again = Reporter("node-1", Counters(), api.address, str(account))
+    again.health((SICK,), engine(3))
+    wait_until(lambda: api.of("PATCH"))
+    again.close()
+    assert [one["status"]["conditions"][0]["status"] for one in api.of("PATCH")] == ["False"]
+    assert api.condition()["lastTransitionTime"] == since
+
+
+def test_a_status_that_a_plugin_before_did_not_have_begins_now(api, reporter):
+    api.node["status"]["conditions"].append(
+        {"type": CONDITION, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    )
+    reporter.health((SICK,), engine(3))
+    wait_until(lambda: api.of("PATCH"))
+    assert api.condition()["lastTransitionTime"] > "2026-01-01T00:00:00Z"
+
+
+def test_without_a_driver_nothing_is_known_of_the_gpus_and_the_reason_is_told(api, reporter):
+    reporter.health((), engine(gpus=0, nvml_problem="libnvidia-ml.so.1 is not there"))
+    wait_until(lambda: api.of("PATCH"))
+    assert api.condition()["status"] == "Unknown"
+    assert api.condition()["message"] == "libnvidia-ml.so.1 is not there"
+    reporter.health((), engine())
+    wait_until(lambda: api.condition()["status"] == "True")
+
+
+def test_known_gpus_of_a_driver_that_hangs_are_not_healthy(api, reporter):
+    words = "NVML has not answered for 30 s"
+    reporter.health((), engine(*range(8), fault=f"NVML can't be read: {words}", nvml_problem=words))
+    wait_until(lambda: api.of("PATCH"))
+    assert (api.condition()["status"], api.condition()["message"]) == ("False", words)
+
+
+def test_a_reason_that_becomes_another_is_told_at_once(api, reporter):
+    reporter.health((SICK,), engine(3))
+    wait_until(lambda: api.of("PATCH") and api.condition()["status"] == "False")
+    since = api.condition()["lastTransitionTime"]
+    reporter.health((replace(SICK, fault="XID 48", before="XID 79"),), engine(3, fault="XID 48"))
+    wait_until(lambda: "XID 48" in api.condition()["message"], 3)
+    assert api.condition()["lastTransitionTime"] == since
+    assert len(api.of("POST")) == 1  # it neither fell ill nor healed
 
 
 def test_a_token_that_turned_is_used(api, reporter, account):
@@ -156,10 +221,11 @@ def test_the_objects_are_what_the_api_takes():
     one = event("node-1", SICK, 0.0)
     assert one["firstTimestamp"] == "1970-01-01T00:00:00Z"
     assert one["metadata"]["name"].startswith("node-1.")
-    body = condition(("3 (GPU-3): XID 79",), 0.0, 60.0)["status"]["conditions"][0]
+    ill = verdict(None, ("3 (GPU-3): XID 79",))
+    body = condition(ill, "1970-01-01T00:00:00Z", 60.0)["status"]["conditions"][0]
     assert body["lastTransitionTime"] == "1970-01-01T00:00:00Z"
     assert body["lastHeartbeatTime"] == "1970-01-01T00:01:00Z"
-    assert len(condition(("x" * 5000,), 0, 0)["status"]["conditions"][0]["message"]) <= 1000
+    assert len(verdict(None, ("x" * 5000,)).message) == len(verdict("x" * 5000, ()).message) == 1000
 
 
 def test_the_address_inside_a_pod(monkeypatch):

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,9 @@ class Client:
             handlers.append(urllib.request.HTTPSHandler(context=context))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def send(self, method: str, path: str, body: Any, kind: str = "application/json") -> None:
-        """One request. Raises :class:`ApiError`. The token is read anew: the kubelet turns it over."""
+    def send(self, method: str, path: str, body: Any, kind: str = "application/json") -> bytes:
+        """One request; the answer's body. Raises :class:`ApiError`. The token is read anew: the kubelet turns it
+        over."""
         request = urllib.request.Request(  # noqa: S310 - the API server's own address
             self._base + path,
             data=json.dumps(body).encode(),
@@ -77,7 +79,7 @@ class Client:
         )
         try:
             with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                answer.read()
+                return bytes(answer.read())
         except urllib.error.HTTPError as error:
             text = error.read(300).decode(errors="replace")
             raise ApiError(f"{method} {path}: {error.code} {text}", error.code) from error
@@ -119,23 +121,54 @@ def event(node: str, change: HealthChange, now: float) -> dict[str, Any]:
     }
 
 
-def condition(sick: Sequence[str], since: float, now: float) -> dict[str, Any]:
-    """A strategic merge patch of the node's status: one condition, by type."""
-    text = "; ".join(sick) if sick else "all devices are healthy"
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the node's condition says."""
+
+    status: str
+    """``True``, ``False`` or ``Unknown``, as a condition has it."""
+    reason: str
+    message: str
+
+
+def verdict(nvml_problem: str | None, sick: Sequence[str]) -> Verdict:
+    """``nvml_problem``: why NVML can't be read now; ``sick``: each sick device with its fault. Nobody knows of any
+    GPU while NVML was never read: that is Unknown, and never healthy."""
+    text = "; ".join(sick)[:1000]
+    if nvml_problem:
+        return Verdict("False" if sick else "Unknown", "NVMLUnreadable", nvml_problem[:1000])
+    if sick:
+        return Verdict("False", "DevicesUnhealthy", text)
+    return Verdict("True", "DevicesHealthy", "all devices are healthy")
+
+
+def condition(verdict: Verdict, since: str, now: float) -> dict[str, Any]:
+    """A strategic merge patch of the node's status: one condition, by type. ``since``: RFC 3339."""
     return {
         "status": {
             "conditions": [
                 {
                     "type": CONDITION,
-                    "status": "False" if sick else "True",
-                    "reason": "DevicesUnhealthy" if sick else "DevicesHealthy",
-                    "message": text[:1000],
-                    "lastTransitionTime": stamp(since),
+                    "status": verdict.status,
+                    "reason": verdict.reason,
+                    "message": verdict.message,
+                    "lastTransitionTime": since,
                     "lastHeartbeatTime": stamp(now),
                 }
             ]
         }
     }
+
+
+def written(node: bytes) -> tuple[str, str] | None:
+    """(status, lastTransitionTime) of the condition as a Node has it already."""
+    try:
+        for one in json.loads(node)["status"]["conditions"]:
+            if one["type"] == CONDITION:
+                return str(one["status"]), str(one["lastTransitionTime"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None
 
 
 class Reporter:
@@ -150,7 +183,8 @@ class Reporter:
         self._base = base or in_cluster()
         self._account = account
         self._queue: queue.Queue[HealthChange | None] = queue.Queue(QUEUE_LENGTH)
-        self._sick: tuple[str, ...] = ()
+        self._verdict: Verdict | None = None
+        """None until the devices have been looked at: a plugin that starts knows nothing to tell."""
         self._stopped = False
         self._client: Client | None = None
         self._problem: str | None = None
@@ -167,7 +201,7 @@ class Reporter:
             for device in resource.devices:
                 if device.fault is not None:
                     sick.setdefault(device.uuid, f"{device.index} ({device.uuid}): {device.fault}")
-        self._sick = tuple(sick.values())
+        before, self._verdict = self._verdict, verdict(engine.nvml_problem, tuple(sick.values()))
         for change in changes:
             if (change.fault is None) == (change.before is None):
                 continue
@@ -175,8 +209,8 @@ class Reporter:
                 self._queue.put_nowait(change)
             except queue.Full:
                 self._counters.events_sent.add("dropped")
-        if self._base is not None and not changes:
-            self._wake()
+        if self._base is not None and self._verdict != before:
+            self._wake()  # a reason may be another where nobody became sick or well
 
     def close(self) -> None:
         """Sends nothing more."""
@@ -191,12 +225,13 @@ class Reporter:
 
     def _run(self) -> None:
         sent_at: list[float] = []
-        told: tuple[str, ...] | None = None
-        since = time.time()
+        told: Verdict | None = None
+        since = ""
         next_heartbeat = 0.0
         while not self._stopped:
+            patience = None if self._verdict is None else max(0.1, next_heartbeat - time.monotonic())
             try:
-                change = self._queue.get(timeout=max(0.1, next_heartbeat - time.monotonic()))
+                change = self._queue.get(timeout=patience)
             except queue.Empty:
                 change = None
             if self._stopped:
@@ -208,27 +243,37 @@ class Reporter:
                     self._counters.events_sent.add("dropped")
                 else:
                     sent_at.append(now)
-                    if self._send(
-                        "POST", "/api/v1/namespaces/default/events", event(self._node, change, now)
-                    ):
+                    body = event(self._node, change, now)
+                    if self._send("POST", "/api/v1/namespaces/default/events", body) is not None:
                         self._counters.events_sent.add("sent")
-            sick = self._sick
-            if sick != told or time.monotonic() >= next_heartbeat:
-                if told is None or bool(sick) != bool(told):
-                    since = now
-                path = f"/api/v1/nodes/{self._node}/status"
-                kind = "application/strategic-merge-patch+json"
-                if self._send("PATCH", path, condition(sick, since, now), kind):
-                    told = sick
-                    next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-                else:
-                    next_heartbeat = time.monotonic() + RETRY_SECONDS
+            current = self._verdict
+            if current is None or (current == told and time.monotonic() < next_heartbeat):
+                continue
+            next_heartbeat = time.monotonic() + RETRY_SECONDS
+            if told is None:
+                # Of a plugin before this one: its time of transition stays when nothing has changed since. An empty
+                # patch answers with the Node and needs no right to read it.
+                node = self._patch({})
+                if node is None:
+                    continue
+                last = written(node)
+                since = last[1] if last is not None and last[0] == current.status else stamp(now)
+            elif current.status != told.status:
+                since = stamp(now)
+            if self._patch(condition(current, since, now)) is not None:
+                told = current
+                next_heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
-    def _send(self, method: str, path: str, body: Any, kind: str = "application/json") -> bool:
+    def _patch(self, body: Any) -> bytes | None:
+        """The Node afterwards; None: it could not be patched."""
+        kind = "application/strategic-merge-patch+json"
+        return self._send("PATCH", f"/api/v1/nodes/{self._node}/status", body, kind)
+
+    def _send(self, method: str, path: str, body: Any, kind: str = "application/json") -> bytes | None:
         try:
             if self._client is None:
                 self._client = Client(self._base or "", self._account)
-            self._client.send(method, path, body, kind)
+            answer = self._client.send(method, path, body, kind)
         except (ApiError, OSError) as error:
             self._counters.events_sent.add("failed")
             if str(error) != self._problem:
@@ -239,6 +284,6 @@ class Reporter:
                     else ""
                 )
                 log.warning("API server", problem=f"{error}{advice}")
-            return False
+            return None
         self._problem = None
-        return True
+        return answer
