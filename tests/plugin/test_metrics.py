@@ -6,9 +6,16 @@ import http.client
 import re
 import signal
 import socket
+import threading
 import time
 
 import pytest
+from gpu_device_plugin import daemon
+from gpu_device_plugin.config import Settings
+from gpu_device_plugin.daemon import Daemon
+from gpu_device_plugin.devices import Snapshot
+from gpu_device_plugin.loop import Loop
+from gpu_device_plugin.metrics import MetricsServer
 from gpu_device_plugin.podresources import PodResources, PodResourcesError, ask
 from kit import GPU, wait_until
 
@@ -116,6 +123,63 @@ def test_readyz_says_what_is_missing_and_healthz_is_alive(node, start, page):
     wait_until(lambda: page.get("/readyz")[0] == 503)
     assert page.get("/healthz") == (200, "ok\n")
     assert page.get("/nothing")[0] == 404
+
+
+class Hanging:
+    """A daemon of which only the loop and the probes are there."""
+
+    liveness = Daemon.liveness
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+
+    def readiness(self) -> tuple[bool, str]:
+        return True, ""
+
+
+def test_healthz_tells_of_a_loop_that_hangs_and_that_it_turns_again(page, monkeypatch):
+    monkeypatch.setattr(daemon, "HUNG_SECONDS", 0.3)
+    one, go_on = Hanging(), threading.Event()
+    server = MetricsServer(f"127.0.0.1:{page.port}", one)
+    thread = threading.Thread(target=one.loop.run, daemon=True)
+    thread.start()
+    try:
+        time.sleep(0.5)  # a loop with nothing to do is well
+        assert page.get("/healthz") == (200, "ok\n")
+        one.loop.call(go_on.wait)
+        wait_until(lambda: page.get("/healthz")[0] == 503)
+        assert "has not turned for" in page.get("/healthz")[1]
+        go_on.set()
+        wait_until(lambda: page.get("/healthz")[0] == 200)
+        one.loop.call(again := lambda: one.loop.call(again))  # never hangs, and never comes to its timers
+        wait_until(lambda: page.get("/healthz")[0] == 503)
+    finally:
+        go_on.set()
+        one.loop.stop()
+        thread.join(5)
+        server.close()
+
+
+def test_an_nvml_call_that_hangs_is_no_reason_to_start_the_plugin_again(place, monkeypatch):
+    monkeypatch.setattr(daemon, "HUNG_SECONDS", 0.3)
+    monkeypatch.setattr(daemon, "STUCK_SECONDS", 0.1)
+    go_on = threading.Event()
+    settings = Settings(state_dir=str(place), run_dir=str(place), fail_on_init_error=False)
+    one = Daemon([], {}, settings)
+    monkeypatch.setattr(one.nvml, "scan", lambda: go_on.wait() and Snapshot())
+    one.loop.every(0.05, one._check_stuck)
+    thread = threading.Thread(target=one.loop.run, daemon=True)
+    one.scanner.start()
+    thread.start()
+    try:
+        wait_until(lambda: "NVML has not answered" in one.readiness()[1])
+        time.sleep(0.5)
+        assert one.liveness() == (True, "")
+    finally:
+        one.scanner.stop()
+        go_on.set()
+        one.loop.stop()
+        thread.join(5)
 
 
 def test_metrics_come_and_go_with_the_config_file(node, place, start, page):

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logs.Log("daemon")
 
 STUCK_CHECK_SECONDS = 5.0
+HUNG_SECONDS = 10.0
+"""A loop this far behind follows nothing any more."""
 SETTLED_SECONDS = 3.0
 """After this what was made at the start is there to stay."""
 
@@ -270,6 +272,14 @@ class Daemon:
                 return False, f"{name}: not registered yet"
             if registration.phase != "listed":
                 return False, f"{name}: {registration.problem or registration.phase}"
+        return True, ""
+
+    def liveness(self) -> tuple[bool, str]:
+        """Whether the loop, which decides everything, still turns. An NVML call that hangs is no reason: it has a
+        thread of its own, its GPUs are Unhealthy meanwhile, and a process that hangs in the driver can't be killed."""
+        late = self.loop.late()
+        if late > HUNG_SECONDS:
+            return False, f"the plugin's loop has not turned for {late:.0f} s: it has to be started again"
         return True, ""
 
     # Settings

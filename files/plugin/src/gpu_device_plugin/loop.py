@@ -45,6 +45,7 @@ class Loop:
         self._selector.register(self._reader, selectors.EVENT_READ, self._drain)
         self._stopped = False
         self.now = time.monotonic
+        self._due: float | None = self.now()
 
     @property
     def wake_fd(self) -> int:
@@ -86,10 +87,20 @@ class Loop:
         self._stopped = True
         self._wake()
 
+    def late(self) -> float:
+        """From any thread: by how many seconds the loop is behind, because a callback does not return or calls never
+        end. 0 while it waits for something to do."""
+        due = self._due
+        return max(0.0, self.now() - due) if due is not None else 0.0
+
     def run(self) -> None:
         """Until :meth:`stop`. A callback that raises is logged, and the loop goes on."""
         while not self._stopped:
-            for key, _events in self._selector.select(self._patience()):
+            patience = self._patience()
+            self._due = self.now() + patience if patience is not None else None
+            ready = self._selector.select(patience)
+            self._due = self.now()
+            for key, _events in ready:
                 self._guarded(key.data)
             while self._calls and not self._stopped:
                 self._guarded(self._calls.popleft())

@@ -227,7 +227,8 @@ class MetricsServer:
                 if path == "/metrics":
                     self._send(200, generate_latest(registry), CONTENT_TYPE_LATEST)
                 elif path == "/healthz":
-                    self._send(200, b"ok\n")
+                    alive, reason = daemon.liveness()
+                    self._send(200 if alive else 503, (reason or "ok").encode() + b"\n")
                 elif path == "/readyz":
                     ready, reason = daemon.readiness()
                     self._send(200 if ready else 503, (reason or "ok").encode() + b"\n")
