@@ -169,3 +169,30 @@ def test_the_pods_are_hardened():
         assert pod(name)["automountServiceAccountToken"] is False
         assert pod(name)["priorityClassName"] == "system-node-critical"
         assert {"livenessProbe", "readinessProbe"} <= set(pod(name)["containers"][0])
+
+
+def test_what_was_there_before_a_rollout_is_none_one_or_both_of_its_objects(tmp_path):
+    """kubectl prints nothing, an object, or a List; and an empty dictionary has a method `items`."""
+    daemonset, settings = {"kind": "DaemonSet"}, {"kind": "ConfigMap"}
+    several = {"kind": "List", "items": [daemonset, settings]}
+    cases = [("", []), (json.dumps(daemonset), [daemonset]), (json.dumps(several), [daemonset, settings])]
+    tasks = [
+        {
+            "ansible.builtin.assert": {"that": "_device_plugin_before == wanted", "quiet": True},
+            "vars": {"__device_plugin_before": {"stdout": text}, "wanted": wanted},
+        }
+        for text, wanted in cases
+    ]
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars_files": [str(ROLE / "vars/main.yml")],
+        "tasks": tasks,
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    command = [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", tmp_path / "play.yml"]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=dict(os.environ, ANSIBLE_NOCOLOR="1")
+    )
+    assert done.returncode == 0, done.stdout
+    assert "ok=3" in done.stdout
