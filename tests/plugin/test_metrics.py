@@ -8,15 +8,17 @@ import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from gpu_device_plugin import daemon
 from gpu_device_plugin.config import Settings
 from gpu_device_plugin.daemon import Daemon
-from gpu_device_plugin.devices import Snapshot
+from gpu_device_plugin.devices import Gpu, Plan, Snapshot
+from gpu_device_plugin.guard import occupied
 from gpu_device_plugin.loop import Loop
 from gpu_device_plugin.metrics import MetricsServer
-from gpu_device_plugin.podresources import PodResources, PodResourcesError, ask
+from gpu_device_plugin.podresources import Holder, Holders, PodResources, PodResourcesError, ask
 from kit import GPU, wait_until
 
 SHARED = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n"
@@ -256,3 +258,79 @@ def test_the_guard_keeps_back_a_free_gpu_on_which_something_runs(node, machine, 
     machine.process(4, 4343)  # the pod's own
     time.sleep(2.5)
     assert len(node.kubelet.healthy(GPU)) == 8
+
+
+def test_the_guard_knows_a_gpu_in_use_from_the_first_look_and_after_a_change_of_its_ids(
+    node, machine, place, start
+):
+    config = place / "config.yaml"
+    config.write_text("version: v1\noccupancyGuard: true\n")
+    node.kubelet.start()
+    first = start(f"--config-file={config}")
+    node.kubelet.wait_for(GPU, 8)
+    node.kubelet.admit("train", {GPU: 8})
+    machine.process(4, 4242)
+    first.stop()
+    again = start("--rescan-seconds=1", f"--config-file={config}")
+    node.kubelet.wait_for(GPU, 8)
+    edited = place / "edited.yaml"
+    edited.write_text(f"{SHARED}occupancyGuard: true\n")
+    edited.rename(config)  # the pod's ids are no longer among those on offer
+    node.kubelet.wait_for(GPU, 16)
+    time.sleep(1.5)
+    assert again.logged("device unhealthy", "no container holds it") == []
+
+
+class OneGpu:
+    """NVML of one GPU, whose processes are ``pids`` at each look."""
+
+    def __init__(self, *pids: set[int]) -> None:
+        self.lock = threading.RLock()
+        self.looks = list(pids)
+        self.library = SimpleNamespace(api=self)
+        self.NVMLError = OSError
+
+    def handles(self) -> dict[str, str]:
+        return {"GPU-0": "GPU-0"}
+
+    def nvmlDeviceGetComputeRunningProcesses(self, _handle: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid) for pid in self.looks.pop(0)]
+
+
+class Kubelet:
+    """PodResources; the cached answer is of before the pod came."""
+
+    def __init__(self, *held: str) -> None:
+        self.now = {(GPU, identity): Holder("default", "train", "main") for identity in held}
+
+    def holders(self) -> tuple[Holders, str | None]:
+        return {}, None
+
+    def ask_now(self) -> tuple[Holders, str | None]:
+        return self.now, None
+
+
+ONE = Snapshot(gpus=(Gpu(index=0, uuid="GPU-0", minor=0, name="H100"),))
+
+
+def test_a_pod_that_starts_while_the_guard_looks_is_no_thief():
+    assert occupied(OneGpu({7}, {7}), ONE, Plan(), Kubelet("GPU-0")) == {}
+    assert occupied(OneGpu({7}, {7}), ONE, Plan(), Kubelet("GPU-0::1")) == {}
+
+
+def test_a_pod_that_ends_while_the_guard_looks_is_no_thief():
+    assert occupied(OneGpu({7}, set()), ONE, Plan(), Kubelet()) == {}
+    assert occupied(OneGpu({7}, {8}), ONE, Plan(), Kubelet()) == {}  # and the next one's has begun
+
+
+def test_a_process_that_runs_all_the_while_on_a_free_gpu_is_told_by_its_pid():
+    assert "pid 7)" in occupied(OneGpu({7, 9}, {7}), ONE, Plan(), Kubelet("GPU-1"))["GPU-0"]
+
+
+def test_a_kubelet_that_is_asked_now_is_not_answered_from_memory(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr("gpu_device_plugin.podresources.ask", lambda directory: asked.append(directory) or {})
+    pods = PodResources(str(place))
+    for _ in range(3):
+        pods.ask_now()
+    assert len(asked) == 3

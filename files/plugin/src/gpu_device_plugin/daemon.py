@@ -20,6 +20,7 @@ from .engine import STUCK_SECONDS, Engine, HealthChange, Scan
 from .loop import Loop
 from .nvml import NvmlSource
 from .nvml_events import EventMonitor
+from .resources import plan
 from .roots import dev_roots, visible_roots
 from .scanner import Scanner
 from .state import State
@@ -391,7 +392,7 @@ class Daemon:
     def _busy(self, snapshot: Snapshot) -> Mapping[str, str]:
         from .guard import occupied  # noqa: PLC0415
 
-        return occupied(self.nvml, snapshot, self.state.world, self.pod_resources())
+        return occupied(self.nvml, snapshot, plan(snapshot, self.settings), self.pod_resources())
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str]) -> int:

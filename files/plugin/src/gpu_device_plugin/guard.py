@@ -3,53 +3,69 @@ is clean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from .devices import Snapshot
+from .devices import Gpu, Plan, Snapshot
 from .nvml import NvmlSource
 from .podresources import PodResources
-from .state import World
 
 
-def occupied(nvml: NvmlSource, snapshot: Snapshot, world: World, pods: PodResources) -> Mapping[str, str]:
+def occupied(nvml: NvmlSource, snapshot: Snapshot, plan: Plan, pods: PodResources) -> Mapping[str, str]:
     """UUID of each GPU that no container holds and that runs processes -> why it must not be given out.
 
-    GPUs shared by MPS are left out: their server always runs. Nothing is guarded while PodResources does not answer,
-    because then every GPU in use would look stolen.
+    GPUs that ``plan`` shares by MPS are left out: their server always runs. Nothing is guarded while PodResources does
+    not answer, because then every GPU in use would look stolen.
+
+    Processes are looked at before and after the kubelet is asked, and only those count that ran all the while: a
+    container that starts has its GPU before its processes, and one that ends has lost its processes before its GPU.
     """
-    holders, problem = pods.holders()
+    shared = {
+        device.gpu_uuid
+        for resource in plan.resources
+        if resource.shared == "mps"
+        for device in resource.devices
+    }
+    gpus = [gpu for gpu in snapshot.gpus if not gpu.fault and gpu.uuid not in shared]
+    before = _processes(nvml, gpus)
+    if not before:
+        return {}
+    holders, problem = pods.ask_now()
     if problem is not None:
         return {}
-    held: set[str] = set()
-    skipped: set[str] = set()
-    for name, offer in world.offers.items():
-        for device in offer.plan.devices:
-            if device.gpu_uuid is None:
-                continue
-            if offer.plan.shared == "mps":
-                skipped.add(device.gpu_uuid)
-            if (name, device.id) in holders:
-                held.add(device.gpu_uuid)
+    # By GPU, whatever the id's resource or replica: they may be those of settings, or of a plugin, of before.
+    held = {identity.partition("::")[0] for _resource, identity in holders}
+    free = [gpu for gpu in gpus if gpu.uuid in before and held.isdisjoint(_names(gpu))]
     result = {}
-    with nvml.lock:
-        handles = nvml.handles()
-        api = nvml.library.api
-        for gpu in snapshot.gpus:
-            if gpu.fault or gpu.uuid in held or gpu.uuid in skipped or gpu.uuid not in handles:
-                continue
-            pids = _processes(api, handles[gpu.uuid])
-            if pids:
-                listed = ", ".join(str(pid) for pid in pids[:5])
-                result[gpu.uuid] = (
-                    f"no container holds it but {len(pids)} process(es) use it (pid {listed}); "
-                    "it is offered again when they end"
-                )
+    for uuid, after in (_processes(nvml, free) if free else {}).items():
+        pids = sorted(before[uuid] & after)
+        if pids:
+            listed = ", ".join(str(pid) for pid in pids[:5])
+            result[uuid] = (
+                f"no container holds it but {len(pids)} process(es) use it (pid {listed}); "
+                "it is offered again when they end"
+            )
     return result
 
 
-def _processes(api: Any, handle: Any) -> list[int]:
+def _names(gpu: Gpu) -> set[str]:
+    """Its own UUID and its slices'."""
+    return {gpu.uuid, *(piece.uuid for piece in gpu.slices)}
+
+
+def _processes(nvml: NvmlSource, gpus: Collection[Gpu]) -> dict[str, set[int]]:
+    """UUID -> process ids, of those that have any."""
+    result = {}
+    with nvml.lock:
+        handles = nvml.handles()
+        for gpu in gpus:
+            if gpu.uuid in handles and (pids := _pids(nvml.library.api, handles[gpu.uuid])):
+                result[gpu.uuid] = pids
+    return result
+
+
+def _pids(api: Any, handle: Any) -> set[int]:
     try:
-        return sorted(int(process.pid) for process in api.nvmlDeviceGetComputeRunningProcesses(handle))
+        return {int(process.pid) for process in api.nvmlDeviceGetComputeRunningProcesses(handle)}
     except api.NVMLError:
-        return []
+        return set()

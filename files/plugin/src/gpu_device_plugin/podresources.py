@@ -78,9 +78,18 @@ class PodResources:
         """Who holds what, and why that may be stale or empty (None: it is not)."""
         with self._lock:
             if not self._at or time.monotonic() - self._at > CACHE_SECONDS:
-                try:
-                    self._holders, self._error = ask(self.directory), None
-                except PodResourcesError as error:
-                    self._holders, self._error = {}, str(error)
-                self._at = time.monotonic()
+                self._ask()
             return self._holders, self._error
+
+    def ask_now(self) -> tuple[Holders, str | None]:
+        """As :meth:`holders`, but never from memory: for who must know it of this moment."""
+        with self._lock:
+            self._ask()
+            return self._holders, self._error
+
+    def _ask(self) -> None:
+        try:
+            self._holders, self._error = ask(self.directory), None
+        except PodResourcesError as error:
+            self._holders, self._error = {}, str(error)
+        self._at = time.monotonic()
