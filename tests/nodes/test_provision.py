@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from node_kit import Node, Play
@@ -36,6 +37,20 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return condition()
+
+
+def seen_by_a_pod_with_two(node: Node) -> int:
+    """How many GPUs a static pod has that asks a real kubelet for two."""
+    node.run(
+        "cat > /etc/kubernetes/manifests/two.yaml <<'YAML'\n"
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: default}\n"
+        "spec:\n  hostNetwork: true\n  containers:\n    - name: main\n      image: gpuops/workload:1\n"
+        "      imagePullPolicy: Never\n      command: [sleep, '1000000']\n"
+        "      resources: {limits: {nvidia.com/gpu: 2}}\nYAML"
+    )
+    find = "docker ps --format '{{.ID}} {{.Names}}' | awk '/k8s_main_two-/{print $1}'"
+    assert within(60, lambda: node.text(find) != "")
+    return len(node.text(f"docker exec $({find}) sh -c 'ls /dev | grep nvidia[0-9]'").split())
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +195,11 @@ def test_xid_79_takes_one_gpu_out_of_allocatable_within_a_second(healthy: Node) 
     assert "XID 79" in unhealthy[3]
 
 
+@pytest.mark.real  # the embedded kubelet runs no static pods
 def test_a_hardened_node_is_asked_as_its_runtime_accepts_with_no_variable_given(
-    make_node: Callable[..., Node], play: Callable[..., Play]
+    make_node: Callable[..., Node], play: Callable[..., Play], tmp_path: Path
 ) -> None:
-    node = make_node("hard", "--gpus", "2", "--kubelet", "embedded")
+    node = make_node("hard", "--gpus", "4", "--kubelet", "real")
     hardened: dict[str, object] = {"nvidia_docker_hardening": True}
     before = fingerprint(node)
     refused = play("gpuops.k8s.provision", [node], extra=hardened)
@@ -195,20 +211,21 @@ def test_a_hardened_node_is_asked_as_its_runtime_accepts_with_no_variable_given(
     extra = {**hardened, "device_plugin_config": by_mounts, "device_plugin_deployment": "static_pod"}
     done = play("gpuops.k8s.provision", [node], extra=extra)
     assert done.rc == 0, done.output[-3000:]
-    two = node.text("kubelet-pod run --gpus 2 gpuops/workload:1 -- nvidia-smi -L")
-    assert two.count("GPU ") == 2
-    alone = play("gpuops.k8s.verify", [node])
-    assert alone.rc == 0, alone.output[-3000:]
-    assert "nor does one that names all by NVIDIA_VISIBLE_DEVICES, which is refused" in alone.output
-    assert "a container that asked for 1 sees 1" in alone.output
+    assert seen_by_a_pod_with_two(node) == 2
+    report = tmp_path / "report.json"
+    look = {"device_plugin_verify_report": str(report), "device_plugin_verify_timeout": 5}
+    assert play("gpuops.k8s.verify", [node], extra=look).rc == 0
+    said = {link["link"]: link["detail"] for link in json.loads(report.read_text())["links"]}
+    assert "nor does one that names all by NVIDIA_VISIBLE_DEVICES, which is refused" in said["isolation"]
+    assert said["request"] == "a container that asked for 1 sees 1"
 
     config = "/etc/nvidia-container-runtime/config.toml"
     node.run(f"sed -i 's/^accept-nvidia-visible-devices-as-volume-mounts = true/#&/' {config}")
-    apart = play("gpuops.k8s.verify", [node], extra={"device_plugin_verify_timeout": 5})
-    assert apart.rc != 0
-    assert (
-        f"the device plugin hands out GPUs by volume-mounts, and {config} does not accept that"
-        in apart.output
+    assert play("gpuops.k8s.verify", [node], extra=look).rc != 0
+    found = json.loads(report.read_text())
+    assert found["broken_link"] == "request"
+    assert found["reason"].startswith(
+        f"the device plugin hands out GPUs by volume-mounts, and {config} does not"
     )
 
 
@@ -226,14 +243,4 @@ def test_a_real_kubelet_with_the_gate_off_is_mended_once(
     assert play("gpuops.k8s.provision", [node], extra={"device_plugin_deployment": "service"}).changed == 0
     assert node.text("systemctl show -P MainPID kubelet") == kubelet
 
-    node.run(
-        "cat > /etc/kubernetes/manifests/two.yaml <<'YAML'\n"
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: default}\n"
-        "spec:\n  hostNetwork: true\n  containers:\n    - name: main\n      image: gpuops/workload:1\n"
-        "      imagePullPolicy: Never\n      command: [sleep, '1000000']\n"
-        "      resources: {limits: {nvidia.com/gpu: 2}}\nYAML"
-    )
-    find = "docker ps --format '{{.ID}} {{.Names}}' | awk '/k8s_main_two-/{print $1}'"
-    assert within(60, lambda: node.text(find) != "")
-    seen = node.text(f"docker exec $({find}) sh -c 'ls /dev | grep nvidia[0-9]'")
-    assert len(seen.split()) == 2
+    assert seen_by_a_pod_with_two(node) == 2
