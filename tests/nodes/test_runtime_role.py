@@ -161,8 +161,40 @@ def test_hardened_a_container_that_names_gpus_itself_sees_none(
     )
     assert node.text(listed) == "1", "the device plugin's way by volume mounts still works"
     assert play(role, [node], extra={"nvidia_docker_hardening": True}).changed == 0
-    assert play(role, [node]).rc == 0
+    assert play(role, [node]).changed == 0
+    assert node.text(by_name) == "0", "a run that says nothing of it leaves it as it is"
+    assert play(role, [node], extra={"nvidia_docker_hardening": False}).rc == 0
     assert node.text(by_name) == "2"
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_its_owner_has_hardened_stays_so_and_remove_puts_its_file_back(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("owned", "--gpus", "2", "--kubelet", "none")
+    config = "/etc/nvidia-container-runtime/config.toml"
+    owners = (
+        "accept-nvidia-visible-devices-as-volume-mounts = true\n"
+        "accept-nvidia-visible-devices-envvar-when-unprivileged = false # site rule 7\n"
+    )
+    node.run(f"mkdir -p /etc/nvidia-container-runtime; printf '{owners}' >{config}; chmod 640 {config}")
+    look = "sh -c 'ls /dev | grep -c nvidia[0-9] || true'"
+    by_name = f"docker run --rm -e NVIDIA_VISIBLE_DEVICES=all gpuops/workload:1 {look}"
+    state = f"cat {config}; stat -c %a {config}"
+    before = node.text(state)
+    assert play(role, [node]).rc == 0
+    assert node.text(state) == before
+    assert node.text(by_name) == "0"
+    assert play(role, [node], extra={"nvidia_docker_hardening": False}).rc == 0
+    assert node.text(by_name) == "2"
+    # A run that died when each line was written by itself left one of both.
+    node.run(f"sed -i '/as-volume-mounts = /s/false/true/' {config}")
+    assert play(role, [node], extra={"nvidia_docker_hardening": False}).changed == 1
+    assert "as-volume-mounts = false" in node.text(f"cat {config}")
+    done = play(role, [node], extra={"entry": "remove"})
+    assert done.rc == 0, done.output
+    assert node.text(state) == before
+    assert "nvidia-container-toolkit" not in node.text("dpkg --get-selections | grep -w install || true")
 
 
 @pytest.mark.timeout(600)

@@ -141,6 +141,7 @@ DEPLOYED = yaml.safe_dump({
     "spec": {"selector": {"matchLabels": {"app": "s"}}, "template": with_image("site:1")},
 })  # fmt: skip
 
+NVIDIA_CONFIG = "/etc/nvidia-container-runtime/config.toml"
 ONE_RESTART = "test $(grep -c '^restart kubelet' {log}) = 1"
 WORLDS: dict[str, dict[str, World]] = {
     "container_runtime": {
@@ -202,11 +203,21 @@ WORLDS: dict[str, dict[str, World]] = {
             True, objects=(DAEMONSET, *REVISIONS, POD), proof="""grep -q '"containerID": "c1+"' {store}"""
         ),
     },
+    "runtime_hardening": {
+        "Let no unprivileged container name its GPUs": World(
+            True,
+            file(NVIDIA_CONFIG, "disable-require = false # the site's\n"),
+            proof=f"grep -q \"the site's\" {NVIDIA_CONFIG} && grep -q 'unprivileged = false' {NVIDIA_CONFIG}",
+        ),
+        "Put back what stood there before": World(
+            True, proof=f"printf \"disable-require = false # the site's\\n\" | cmp - {NVIDIA_CONFIG}"
+        ),
+    },
     "node_snapshot": {
         "Remember docker's configuration": World(
             False,
             file("/etc/docker/daemon.json", '{"log-driver": "json-file"}\n'),
-            proof="test -e /run/gpuops/snapshot",
+            proof="test -e /var/lib/gpuops/snapshot",
         ),
         "Put it back": World(
             True,

@@ -83,8 +83,11 @@ for node in /dev/nvidia[0-9]* /dev/nvidiactl /dev/nvidia-modeset /dev/nvidia-uvm
 done
 echo "links_missing=$missing"
 
-config=/etc/nvidia-container-runtime/config.toml
-hardened=no
-[ -f $config ] && grep -qE '^[[:space:]]*accept-nvidia-visible-devices-envvar-when-unprivileged[[:space:]]*=[[:space:]]*false' $config &&
-  grep -qE '^[[:space:]]*accept-nvidia-visible-devices-as-volume-mounts[[:space:]]*=[[:space:]]*true' $config && hardened=yes
-echo "hardened=$hardened"
+# What NVIDIA's runtime accepts: root keys, before the first table; its defaults where there is no line.
+accepts() {
+  value=$(sed -nE '/^[[:space:]]*\[/q; s/^[[:space:]]*"?'"$1"'"?[[:space:]]*=[[:space:]]*(true|false).*/\1/p' \
+    /etc/nvidia-container-runtime/config.toml 2>/dev/null | head -n 1)
+  echo "${value:-$2}"
+}
+echo "accepts_variable=$(accepts accept-nvidia-visible-devices-envvar-when-unprivileged true)"
+echo "accepts_mounts=$(accepts accept-nvidia-visible-devices-as-volume-mounts false)"
