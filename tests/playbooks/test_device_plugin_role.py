@@ -88,6 +88,74 @@ def test_a_pod_that_hands_out_cdi_names_or_channels_sees_the_drivers_root(tmp_pa
     assert "/var/run/cdi" not in found
 
 
+def test_the_pull_secrets_go_with_the_daemonset_and_without_them_none_is_named(tmp_path):
+    rendered(tmp_path, device_plugin_image_pull_secrets=["site-registry", "mirror"])
+    assert pod(tmp_path / "daemonset.yaml")["imagePullSecrets"] == [
+        {"name": "site-registry"},
+        {"name": "mirror"},
+    ]
+    # Secrets are objects of the API server; a static pod's kubelet can't read them.
+    assert "imagePullSecrets" not in pod(tmp_path / "static-pod.yaml")
+    assert "imagePullSecrets" not in pod("daemonset.yaml")
+
+
+def refused(tmp_path, machines, **variables):
+    """host -> what preflight's last word to it is, for hosts of these machines; "" where it lets them pass."""
+    tasks = yaml.safe_load((ROLE / "tasks/preflight.yml").read_text())
+    (judge,) = [task for task in tasks if task["name"] == "Refuse what can not work"]
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars_files": [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")],
+        "vars": {
+            "__device_plugin_gate": {"kubelet_version": "1.30", "failed": False},
+            "__device_plugin_gpus": {"count": 8, "links": []},
+            "__device_plugin_info": {"sockets": [], "dra_drivers": []},
+        },
+        "tasks": [
+            {
+                "set_fact": {
+                    "ansible_facts": {
+                        "architecture": "{{ machine }}",
+                        "python": {"version": {"major": 3, "minor": 11}},
+                    }
+                }
+            },
+            {**judge, "register": "judged", "ignore_errors": True},
+            {"copy": {"content": "{{ judged.msg }}", "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}"}},
+        ],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    hosts = "".join(f"{name} machine={machine}\n" for name, machine in machines.items())
+    python = f"ansible_python_interpreter={sys.executable}"
+    (tmp_path / "hosts").write_text(f"{hosts}[all:vars]\nansible_connection=local\n{python}\n")
+    command = [
+        Path(sys.executable).parent / "ansible-playbook",
+        "-i",
+        tmp_path / "hosts",
+        tmp_path / "play.yml",
+        "-e",
+        json.dumps({f"device_plugin_{name}": value for name, value in variables.items()}),
+    ]
+    environment = dict(os.environ, ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"))
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = {name: (tmp_path / name).read_text() for name in machines}
+    return {name: "" if text == "All assertions passed" else text for name, text in said.items()}
+
+
+def test_an_image_for_two_architectures_is_pushed_under_no_tag(tmp_path):
+    mixed = {"a": "x86_64", "b": "aarch64"}
+    push = {"deployment": "static_pod", "image_source": "build", "image_push": True}
+    for host, text in refused(tmp_path, mixed, **push).items():
+        assert text.startswith(
+            f"{host}: device_plugin_image_push would push the images of aarch64 and x86_64"
+        )
+        assert "push an image index yourself and set device_plugin_image_source: present" in text
+    assert set(refused(tmp_path, {"a": "x86_64", "b": "x86_64"}, **push).values()) == {""}
+    assert set(refused(tmp_path, mixed, **{**push, "image_push": False}).values()) == {""}
+
+
 def unit(**facts):
     """The systemd unit's lines."""
     loader = jinja2.Environment(
@@ -121,6 +189,7 @@ def test_the_plain_manifests_are_rendered_from_the_templates(tmp_path):
 
 
 def pod(name):
+    """The pod of a manifest as it is rendered in the tree, or of a file."""
     documents = [
         one for one in yaml.safe_load_all((DEPLOY / name).read_text()) if one["kind"] in ("DaemonSet", "Pod")
     ]
