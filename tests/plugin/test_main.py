@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+import types
+import urllib.request
 from pathlib import Path
 
 import pytest
-from gpu_device_plugin import logs, turn
+from gpu_device_plugin import daemon, logs, turn
 from gpu_device_plugin.__main__ import main
+from gpu_device_plugin.config_load import load
 from kit import GPU, SOURCE, Node, PluginProcess, wait_until
 
 SHARED = """\
@@ -278,6 +281,90 @@ def test_another_plugin_directory_is_moved_to_live(node, place, start):
         ready(plugin)
     finally:
         other.kubelet.stop()
+
+
+def test_going_over_to_the_other_registration_and_back_the_kubelet_keeps_one_stream_k06(node, place, start):
+    node.kubelet.start()
+    config = place / "config.yaml"
+    config.write_text("version: v1\n")
+    plugin = start(f"--config-file={config}")
+    node.kubelet.wait_for(GPU, 8)
+    for way in ("plugins-registry", "device-plugins", "plugins-registry"):
+        since = time.monotonic()
+        write(config, f"version: v1\nkubelet: {{registration: {way}}}\n")
+        wait_until(lambda since=since: node.kubelet.lists(GPU, since) and len(node.kubelet.healthy(GPU)) == 8)
+    plugin.wait_logged("config file applied", "generation=4")
+    time.sleep(0.5)
+    assert len(node.kubelet.healthy(GPU)) == 8
+
+
+def test_where_holders_are_asked_is_changed_without_another_registration(node, place, start):
+    node.kubelet.start()
+    config = place / "config.yaml"
+    config.write_text("version: v1\n")
+    flags = [flag for flag in node.flags() if "pod-resources-dir" not in flag]
+    node.flags = lambda: flags  # type: ignore[method-assign]
+    plugin = start(f"--config-file={config}")
+    node.kubelet.wait_for(GPU, 8)
+    write(config, f"version: v1\nkubelet: {{podResourcesDir: {node.settings.pod_resources_dir}}}\n")
+    plugin.wait_logged("config file applied")
+    wait_until(lambda: plugin.status()["holders_known"])
+    assert len(node.kubelet.registrations(GPU)) == 1
+
+
+class OldLink:
+    """A link that stands."""
+
+    closed = False
+    registrations = types.MappingProxyType({})
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_edit_for_which_no_link_can_be_made_leaves_the_old_one_and_says_why(place, monkeypatch):
+    config = place / "config.yaml"
+    config.write_text("version: v1\n")
+    argv = [f"--config-file={config}", f"--run-dir={place}", f"--state-dir={place}"]
+    one = daemon.Daemon(argv, {}, load(argv, {}, daemon.read_file))
+    one.link = old = OldLink()
+
+    def no_inotify() -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpu_device_plugin.inotify.Inotify", no_inotify)
+        before = one.settings
+        for _ in range(2):  # asked for again it is no more in use than before
+            config.write_text(f"version: v1\nkubelet: {{pluginDir: {place}/other}}\n")
+            one.reload()
+            assert one.link is old and not old.closed
+            assert "Too many open files" in one.config_problem
+            assert one.settings == before and one.config_generation == 1
+    one.reload()
+    assert one.link is not old and old.closed
+    assert one.config_problem is None and one.settings.kubelet.plugin_dir == f"{place}/other"
+    one.link.close()
+
+
+def test_an_edit_to_an_address_that_is_taken_is_refused_and_the_old_one_serves_on(place):
+    taken, free = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    old, other = (f"127.0.0.1:{one.getsockname()[1]}" for one in (free, taken))
+    free.close()
+    config = place / "config.yaml"
+    config.write_text(f"version: v1\nmetrics: {{address: '{old}'}}\n")
+    argv = [f"--config-file={config}", f"--run-dir={place}", f"--state-dir={place}"]
+    one = daemon.Daemon(argv, {}, load(argv, {}, daemon.read_file))
+    one._open_metrics(one.settings)
+    try:
+        config.write_text(f"version: v1\nmetrics: {{address: '{other}'}}\n")
+        one.reload()
+        assert other in one.config_problem
+        with urllib.request.urlopen(f"http://{old}/healthz", timeout=5) as answer:
+            assert answer.status == 200
+    finally:
+        one.metrics.close()
+        taken.close()
 
 
 def test_the_status_names_devices_health_and_holders(node, machine, start):

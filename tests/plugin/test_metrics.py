@@ -193,6 +193,9 @@ def test_metrics_come_and_go_with_the_config_file(node, place, start, page):
     config.write_text(f"version: v1\nmetrics: {{address: '127.0.0.1:{page.port}'}}\n")
     wait_until(page.ready, 5)
     assert page.value("config_generation") == 2
+    config.write_text(f"version: v1\nnonsense: 1\nmetrics: {{address: '127.0.0.1:{page.port}'}}\n")
+    wait_until(lambda: "not in use" in page.get("/readyz")[1] and "nonsense" in page.get("/readyz")[1], 5)
+    assert page.get("/readyz")[0] == 200  # the old settings serve
     config.write_text("version: v1\n")
     wait_until(lambda: not page.ready(), 5)
 

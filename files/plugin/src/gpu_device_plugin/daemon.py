@@ -1,13 +1,16 @@
-"""``gpu-device-plugin run``: everything put together, from the first line of the log to the exit code."""
+"""``gpu-device-plugin run``: everything put together, from the first line of the log to the exit code (over 400 lines:
+the parts, what passes between them, and their change while they run)."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +109,8 @@ class Daemon:
         for warning in self.settings.warnings:
             log.warning("setting without effect", text=warning)
         try:
-            self.link = self._make_link()
-            self._open_metrics()
+            self.link = self._make_link(self.settings)
+            self._open_metrics(self.settings)
         except OSError as error:
             self.fail(f"can't start: {error}")
         self._open_status()
@@ -121,17 +124,18 @@ class Daemon:
         self._close()
         return self.code
 
-    def _make_link(self) -> KubeletLink:
+    def _make_link(self, settings: Settings) -> KubeletLink:
         from .kubelet import KubeletLink  # noqa: PLC0415 - brings grpc, while the scanner waits for the driver
 
         return KubeletLink(
             self.loop,
-            self.settings.kubelet,
+            settings.kubelet,
             self.state,
             self.counters,
             fatal=self.fail,
             changed=self._tell_status,
             called=self._called,
+            after=self.link,
         )
 
     def fail(self, why: str) -> None:
@@ -299,7 +303,13 @@ class Daemon:
         if errors:
             self._refuse(list(errors))
             return
-        old, self.settings = self.settings, new
+        old = self.settings
+        try:
+            self._replace_parts(old, new)
+        except OSError as error:
+            self._refuse([f"can't be used: {error}"])
+            return
+        self.settings = new
         self.config_generation += 1
         self.config_problem = None
         self.counters.config_reloads.add("applied")
@@ -307,11 +317,7 @@ class Daemon:
         for warning in new.warnings:
             if warning not in old.warnings:
                 log.warning("setting without effect", text=warning)
-        try:
-            self._restart_parts(old, new)
-        except OSError as error:
-            log.error("setting can't be used", problem=str(error))
-            self.config_problem = str(error)
+        self._restart_parts(old, new)
         self.engine.use_settings(new)
         self.scanner.use_settings(new)
         log.info("config file applied", file=new.config_file, generation=self.config_generation)
@@ -322,12 +328,31 @@ class Daemon:
         for fault in faults:
             log.error("config file refused, the old settings stay", problem=fault)
 
-    def _restart_parts(self, old: Settings, new: Settings) -> None:
-        """Parts that settings reach only when they are made."""
-        if old.kubelet != new.kubelet and self.link is not None:
+    def _replace_parts(self, old: Settings, new: Settings) -> None:
+        """Parts that may not be had: each is made before the one that it replaces is given up. Raises OSError, with all
+        of them as they were."""
+        link = None
+        if self.link is not None and old.kubelet != replace(
+            new.kubelet, pod_resources_dir=old.kubelet.pod_resources_dir
+        ):
+            link = self._make_link(new)
+        if old.metrics_address != new.metrics_address:
+            try:
+                self._open_metrics(new)  # perhaps the same port: the old server has to go first
+            except OSError:
+                if link is not None:
+                    link.close()
+                with contextlib.suppress(OSError):
+                    self._open_metrics(old)
+                raise
+        if link is not None and self.link is not None:
             self.link.close()
-            self.link = self._make_link()
-            self.link.offer(list(self.state.world.offers))
+            self.link = link
+            link.offer(list(self.state.world.offers))
+
+    def _restart_parts(self, old: Settings, new: Settings) -> None:
+        """Other parts that settings reach only when they are made."""
+        if old.kubelet.pod_resources_dir != new.kubelet.pod_resources_dir:
             self._pod_resources = None
         if (old.nvidia_driver_root, old.container_driver_root, old.nvidia_dev_root) != (
             new.nvidia_driver_root,
@@ -340,17 +365,11 @@ class Daemon:
             threading.Thread(target=lambda: self.nvml.move(roots, places), daemon=True).start()
         if old.run_dir != new.run_dir:
             self._open_status()
-        if old.metrics_address != new.metrics_address:
-            self._open_metrics()
         if (old.events, old.node_name) != (new.events, new.node_name):
             self._open_reporter()
         if self.mps is not None and old.mps_root != new.mps_root:
             self.mps.offer([])  # its daemons' pipes are where nobody will look for them
             self.mps = None
-        if old.config_file != new.config_file:
-            if self._watch is not None:
-                self._watch.close()
-            self._watch = FileWatch(self.loop, new.config_file, self.reload) if new.config_file else None
 
     # Parts
 
@@ -363,14 +382,14 @@ class Daemon:
         except OSError as error:  # GPUs can be served without
             log.warning("`status` can't be answered", problem=str(error))
 
-    def _open_metrics(self) -> None:
+    def _open_metrics(self, settings: Settings) -> None:
         if self.metrics is not None:
             self.metrics.close()
             self.metrics = None
-        if self.settings.metrics_address:
+        if settings.metrics_address:
             from .metrics import MetricsServer  # noqa: PLC0415 - 8 MB, only where it is asked for
 
-            self.metrics = MetricsServer(self.settings.metrics_address, self)
+            self.metrics = MetricsServer(settings.metrics_address, self)
 
     def _open_reporter(self) -> None:
         if self.reporter is not None:

@@ -65,9 +65,11 @@ class KubeletLink:
         fatal: Callable[[str], None],
         changed: Callable[[], None] = lambda: None,
         called: Callable[[Call], None] = lambda call: None,
+        after: KubeletLink | None = None,
     ) -> None:
         """``fatal`` is told why the process must end (K11). ``changed``: readiness may be another. ``called``:
-        an answered RPC; both run in the loop."""
+        an answered RPC; both run in the loop. ``after``: the link that this one takes over from; nothing is registered
+        before that one is closed and its streams' end has settled (K6). Raises OSError without inotify."""
         self._loop = loop
         self._registry = settings.registration == "plugins-registry"
         self._directory = settings.plugins_registry_dir if self._registry else settings.plugin_dir
@@ -81,6 +83,8 @@ class KubeletLink:
         self._channel: Any = None
         self._channel_for: Identity | None = None
         self._closed = False
+        self._closed_at = 0.0
+        self._before = after
         self._stopping: list[Any] = []
         self._untold: deque[Call] = deque()
         self._telling = False
@@ -126,6 +130,7 @@ class KubeletLink:
             registration.epoch += 1
             registration.later(None)
             self._end(registration)
+        self._closed_at = time.monotonic()
         if self._poll_timer is not None:
             self._poll_timer.cancel()
         self._close_channel()
@@ -232,6 +237,8 @@ class KubeletLink:
         registration.later(None)
         if self._closed or self._registrations.get(registration.resource) is not registration:
             return
+        if self._takes_over(registration):
+            return
         if (
             registration.phase == "draining"
         ):  # that is over; without a kubelet its return must find us waiting
@@ -278,6 +285,17 @@ class KubeletLink:
             )
             return
         self._register(registration, service, kubelet)
+
+    def _takes_over(self, registration: Registration) -> bool:
+        """Whether the link before still has to settle; the registration is tried again then."""
+        if self._before is None:
+            return False
+        settled = self._before._closed_at + DRAIN_SECONDS - time.monotonic()
+        if settled > 0:
+            self._later(registration, settled)
+            return True
+        self._before = None
+        return False
 
     def _serve(self, registration: Registration) -> Service:
         service = registration.service

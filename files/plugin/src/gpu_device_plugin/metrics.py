@@ -231,6 +231,10 @@ class MetricsServer:
                     self._send(200 if alive else 503, (reason or "ok").encode() + b"\n")
                 elif path == "/readyz":
                     ready, reason = daemon.readiness()
+                    if ready and daemon.config_problem:
+                        reason = (
+                            f"ok, but the newest edit of the settings is not in use: {daemon.config_problem}"
+                        )
                     self._send(200 if ready else 503, (reason or "ok").encode() + b"\n")
                 else:
                     self._send(404, b"there are /metrics, /healthz and /readyz\n")
