@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from kubelet_nodes import EmbeddedNode, Node
-from real_kubelet import RealNode, why_not
+from real_kubelet import RealNode, need_one
 
 EMBEDDED = ("1.20", "1.36")
 KUBELETS = [
@@ -25,11 +25,9 @@ COUNTER = itertools.count(1)
 
 
 def make(which: str) -> Node:
-    """A node whose kubelet has not been started. Skips where there is no such kubelet."""
+    """A node whose kubelet has not been started."""
     if which == "real":
-        reason = why_not()
-        if reason:
-            pytest.skip(f"no real kubelet: {reason}")
+        need_one()
         return RealNode()
     return EmbeddedNode(which.partition("-")[2])
 

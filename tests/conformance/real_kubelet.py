@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fake_cri import FakeRuntime
 from fake_plugin import wait_until
 from kubelet_nodes import Node, PodOutcome
@@ -57,6 +58,14 @@ def why_not() -> str:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
         return "no mount namespaces here (unshare --mount)"
     return ""
+
+
+def need_one() -> None:
+    """Skip the test where there is no real kubelet; fail it where GPUOPS_REAL_KUBELET says `required`."""
+    reason = why_not()
+    if reason:
+        required = os.environ.get("GPUOPS_REAL_KUBELET") == "required"
+        (pytest.fail if required else pytest.skip)(f"no real kubelet: {reason}")
 
 
 class RealNode(Node):

@@ -19,7 +19,7 @@ import yaml
 from embedded_kubelet.configuration import FatalError, check_gates, read_flags, read_gates, read_run, seconds
 from embedded_kubelet.version import behaviour, parse
 from fake_plugin import FakePlugin, wait_until
-from real_kubelet import binary, free_ports, why_not
+from real_kubelet import binary, free_ports, need_one
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = f"{ROOT / 'tests/testbed/kubelet'}:{ROOT / 'files/plugin/src'}"
@@ -215,9 +215,7 @@ def test_what_the_real_kubelet_refuses_ends_the_embedded_one(flags: list[str], f
 @pytest.mark.real
 @pytest.mark.parametrize("flags", REFUSED, ids=lambda flags: flags[0])
 def test_the_real_kubelet_refuses_the_same(flags: list[str], files: dict[str, str], tmp_path: Path) -> None:
-    reason = why_not()
-    if reason:
-        pytest.skip(f"no real kubelet: {reason}")
+    need_one()
     command = [str(binary()), f"--root-dir={tmp_path}", *(flag.format(**files) for flag in flags)]
     done = subprocess.run(
         ["unshare", "--mount", "--net", "timeout", "20", *command],
