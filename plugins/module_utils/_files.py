@@ -54,11 +54,11 @@ def backup(path: str, directory: Optional[str] = None) -> str:
     return target
 
 
-def replace(module: Any, path: str, text: str, mode: int = 0o644) -> None:
+def replace(module: Any, path: str, text: str, mode: int = 0o644, errors: str = "strict") -> None:
     """Puts ``text`` at ``path`` by a rename, so that a reader sees the old file or the new one, never half.
 
     A link is followed. Mode, owner and SELinux context of the old file stay (AnsibleModule.atomic_move); a new
-    file gets ``mode``. Raises FileError.
+    file gets ``mode``. ``errors``: as of open(), for text that was read with the same. Raises FileError.
     """
     real = os.path.realpath(path)
     directory = os.path.dirname(real)
@@ -67,7 +67,7 @@ def replace(module: Any, path: str, text: str, mode: int = 0o644) -> None:
         make_directory(directory)
         # A dot in front and no suffix: no engine's glob takes it for configuration if we die here.
         handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(real)}.", dir=directory)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        with os.fdopen(handle, "w", encoding="utf-8", errors=errors, newline="") as stream:
             stream.write(text)
             stream.flush()
             os.fchmod(stream.fileno(), mode)
@@ -81,6 +81,29 @@ def replace(module: Any, path: str, text: str, mode: int = 0o644) -> None:
     finally:
         if temporary and os.path.lexists(temporary):
             os.unlink(temporary)
+
+
+def replace_all(
+    module: Any, texts: dict[str, str], before: dict[str, Optional[str]], errors: str = "strict"
+) -> None:
+    """:func:`replace` for each path, or for none: when one fails, those written are put back. Raises FileError."""
+    done: dict[str, Optional[str]] = {}
+    try:
+        for path, text in texts.items():
+            replace(module, path, text, errors=errors)
+            done[path] = before[path]
+    except FileError:
+        put_back(module, done, errors)
+        raise
+
+
+def put_back(module: Any, before: dict[str, Optional[str]], errors: str = "strict") -> None:
+    """Gives each path the text it had; None: there was no such file. Raises FileError."""
+    for path, text in before.items():
+        if text is None:
+            remove(path)
+        else:
+            replace(module, path, text, errors=errors)
 
 
 def remove(path: str) -> None:

@@ -179,22 +179,17 @@ engine_running:
   sample: true
 """
 
-import dataclasses
 import os
 import shutil
-import tempfile
 from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import (
     _files,
-    _runtime_containerd,
-    _runtime_crio,
-    _runtime_docker,
+    _runtime_engines,
     _runtime_probe,
     _runtime_record,
 )
-from ansible_collections.gpuops.k8s.plugins.module_utils._daemon_flags import daemon_flags
 from ansible_collections.gpuops.k8s.plugins.module_utils._runtime import (
     NONE,
     RELOAD,
@@ -202,7 +197,6 @@ from ansible_collections.gpuops.k8s.plugins.module_utils._runtime import (
     FileEdit,
     Plan,
     Refusal,
-    Want,
     strongest,
 )
 
@@ -220,96 +214,6 @@ ARGUMENTS = {
     "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
     "record_path": {"type": "path", "default": _runtime_record.DEFAULT_PATH},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """The outcome of looking at one engine: what to do, and how to check it before it counts."""
-
-    config_path: str
-    plan: Plan
-    version: str
-    pid: Optional[int]
-    restart_stops: int = 0
-    problem: Optional[str] = None  # the engine's own complaint about the planned files
-
-
-def _want(params: dict[str, Any]) -> Want:
-    return Want(params["name"], params["path"], params["default"], params["cdi"])
-
-
-def _docker(params: dict[str, Any], record: dict[str, Any]) -> Engine:
-    path = params["config_path"] or _runtime_docker.DEFAULT_CONFIG
-    want, adding = _want(params), params["state"] == "present"
-    pid, flags = daemon_flags(_runtime_docker.UNIT, _runtime_docker.PROGRAMS)
-    text = _files.read_text(path)
-    _runtime_docker.read(path, text)  # a broken file is told before a colliding flag
-    _runtime_docker.check_flags(path, flags, want, adding)
-    live = _runtime_probe.docker_live(params["docker_socket"], pid is not None)
-    if any(flag.name == "default-runtime" for flag in flags) and live.default is not None:
-        live = dataclasses.replace(live, default="")  # the flag's doing, not the file's: nothing to take back
-    planner = _runtime_docker.plan_present if adding else _runtime_docker.plan_absent
-    plan = planner(path, text, want, live, record)
-    problem = None
-    for edit in plan.edits:
-        if edit.changes and edit.new:
-            with tempfile.TemporaryDirectory(prefix="container_runtime.") as scratch:
-                candidate = os.path.join(scratch, "daemon.json")
-                _write_scratch(candidate, edit.new)
-                problem = _runtime_probe.validate_docker(live.version, candidate)
-    complaint = problem and f"{path}: dockerd would refuse it: {problem}"
-    return Engine(path, plan, live.version, pid, live.restart_stops, complaint)
-
-
-def _containerd(params: dict[str, Any], record: dict[str, Any]) -> Engine:
-    path = params["config_path"] or _runtime_containerd.DEFAULT_CONFIG
-    dropin = params["dropin_path"] or _runtime_containerd.DEFAULT_DROPIN
-    want, adding = _want(params), params["state"] == "present"
-    pid, flags = daemon_flags(
-        _runtime_containerd.UNIT, _runtime_containerd.PROGRAMS, not_with=_runtime_containerd.DOCKERS_OWN
-    )
-    version = _runtime_probe.program_version("containerd")
-    files = _runtime_containerd.load(path, dropin)
-    if adding:
-        _runtime_containerd.check_flags(path, flags)
-        plan = _runtime_containerd.plan_present(files, want, version, record, params["fix_disabled_plugins"])
-    else:
-        plan = _runtime_containerd.plan_absent(files, want, record)
-    problem = None
-    if plan.changed and version:
-        with tempfile.TemporaryDirectory(prefix="container_runtime.") as scratch:
-            candidate = _runtime_containerd.scratch_copy(files, plan, scratch)
-            dump, problem = _runtime_probe.dump_containerd(candidate) if candidate else (None, "")
-            problem = problem.replace(scratch, "") if problem else None
-            if dump is not None and adding:
-                problem = _runtime_containerd.check_dump(dump, want)
-    return Engine(path, plan, version, pid, 0, problem and f"{path}: containerd would refuse it: {problem}")
-
-
-def _crio(params: dict[str, Any], record: dict[str, Any]) -> Engine:
-    path = params["config_path"] or _runtime_crio.DEFAULT_CONFIG
-    dropin = params["dropin_path"] or _runtime_crio.DEFAULT_DROPIN
-    want, adding = _want(params), params["state"] == "present"
-    pid, flags = daemon_flags(_runtime_crio.UNIT, _runtime_crio.PROGRAMS)
-    version = _runtime_probe.program_version("crio")
-    files = _runtime_crio.load(path, dropin)
-    if adding:
-        _runtime_crio.check_flags(path, dropin, flags, want)
-        plan = _runtime_crio.plan_present(files, want, _runtime_crio.find_monitor())
-    else:
-        plan = _runtime_crio.plan_absent(files, want)
-    problem = None
-    if plan.changed and version:
-        with tempfile.TemporaryDirectory(prefix="container_runtime.") as scratch:
-            main, directory = _runtime_crio.scratch_copy(files, plan, scratch)
-            dump, problem = _runtime_probe.dump_crio(main, directory)
-            problem = problem.replace(scratch, "") if dump is None else None
-    return Engine(path, plan, version, pid, 0, problem and f"{dropin}: cri-o would refuse it: {problem}")
-
-
-def _write_scratch(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        stream.write(text)
 
 
 def _apply(module: AnsibleModule, plan: Plan) -> list[dict[str, Any]]:
@@ -357,12 +261,11 @@ def _diff(plan: Plan) -> list[dict[str, str]]:
 def _run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     record_path = params["record_path"]
-    planner = {"docker": _docker, "containerd": _containerd, "crio": _crio}[params["engine"]]
     key = f"{params['engine']}:{params['config_path'] or 'default'}:{params['name']}"
     record = _runtime_record.load(record_path, key)
     stored = dict(record)
     written = record.pop("written", None)
-    engine = planner(params, record)
+    engine = _runtime_engines.LOOKS[params["engine"]](params, record)
     plan, action = engine.plan, engine.plan.action
     if engine.problem:
         raise Refusal(

@@ -226,15 +226,15 @@ after:
 
 import json
 import os
-import time
 import traceback
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpuops.k8s.plugins.module_utils import _files
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_places as places_of
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_table as table
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as text_of
+from ansible_collections.gpuops.k8s.plugins.module_utils._gate_plan import diff_of, plan_edits, report
+from ansible_collections.gpuops.k8s.plugins.module_utils._kubelet_service import Service, kubelet_version
 
 ARGUMENTS = {
     "name": {"type": "str", "default": "DevicePlugins"},
@@ -258,117 +258,15 @@ ARGUMENTS = {
 }
 
 
-def detect_version(module, distribution):
-    """The kubelet's version by its own word; fails the module when nothing answers."""
-    for program, *arguments in places_of.version_commands(distribution):
-        path = program if os.path.isabs(program) else module.get_bin_path(program)
-        if path is None or not os.path.exists(path):
-            continue
-        rc, out, _unused = module.run_command([path, *arguments])
-        if rc == 0:
-            return table.parse_version(out)
-    return module.fail_json(
-        msg="no kubelet of {0} found on PATH; install it first, or give kubelet_version".format(distribution)
-    )
-
-
-def plan_edits(decision, gate, places, texts, mentions, distribution):  # noqa: PLR0917
-    """{path: new text} for a decision. Pure."""
-    edits = {}
-    named = list(dict.fromkeys(place for place, _unused in mentions))
-    if decision.action == table.REMOVE:
-        for place in named:
-            edits[place.path] = text_of.remove(texts[place.path], gate, place.kind)
-    elif decision.action == table.SET:
-        used = [place for place in named if place.used]
-        for place in used:
-            edits[place.path] = text_of.set_true(texts[place.path], gate, place.kind)
-        if not used:
-            place = places_of.place_to_add(places, texts, distribution)
-            edits[place.path] = text_of.add(texts.get(place.path, ""), gate, place.kind)
-    return {path: text for path, text in edits.items() if text != texts.get(path)}
-
-
-def write_file(module, path, text):
-    """Replaces a file at once, with the owner and mode it had."""
-    temporary = "{0}.gpuops-{1}".format(path, os.getpid())
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        os.makedirs(directory)
-    mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o644
-    with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        stream.write(text)
-    os.chmod(temporary, mode)
-    module.atomic_move(temporary, path)
-
-
-class Service:
-    """The systemd service that runs the kubelet."""
-
-    def __init__(self, module, unit, healthz_url, timeout):
-        self.module = module
-        self.unit = unit
-        self.healthz_url = healthz_url
-        self.timeout = timeout
-        self.systemctl = module.get_bin_path("systemctl", required=True)
-
-    def active_state(self):
-        """ActiveState of the unit, as systemd says it."""
-        command = [self.systemctl, "show", self.unit, "--property=ActiveState", "--value"]
-        return self.module.run_command(command)[1].strip()
-
-    def restart(self, reload_units):
-        """Restarts; None when healthz answered in time, else what is wrong."""
-        if reload_units:
-            self.module.run_command([self.systemctl, "daemon-reload"])
-        self.module.run_command([self.systemctl, "reset-failed", self.unit])
-        rc, _unused, err = self.module.run_command([self.systemctl, "restart", self.unit])
-        if rc != 0:
-            return "systemctl restart {0}: {1}".format(self.unit, err.strip())
-        return self.wait()
-
-    def wait(self):
-        """None when the kubelet answers ``ok``, else why not. Monotonic clock."""
-        deadline = time.monotonic() + self.timeout
-        problem = "no answer"
-        while time.monotonic() < deadline:
-            problem = healthz_problem(self.healthz_url)
-            if problem is None and self.active_state() == "active":
-                return None
-            if self.active_state() == "failed":
-                return "{0} failed".format(self.unit)
-            time.sleep(0.2)
-        return "{0} is not well after {1} s: {2}: {3}".format(
-            self.unit, self.timeout, self.healthz_url, problem
-        )
-
-    def log_tail(self):
-        """The last lines the service wrote."""
-        journal = self.module.get_bin_path("journalctl")
-        if journal is None:
-            return ""
-        return self.module.run_command([journal, "-u", self.unit, "-n", "12", "--no-pager", "-o", "cat"])[
-            1
-        ].strip()
-
-
-def healthz_problem(url):
-    """None when the address answers 200, else why not."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=2) as answer:
-            return None if answer.status == 200 else "status {0}".format(answer.status)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+KEEP_BYTES = "surrogateescape"  # as places are read: bytes that are no UTF-8 stay what they are
 
 
 def apply_edits(module, edits, before, service, result):
     """Writes, restarts if asked, and puts everything back when the kubelet does not come up."""
-    created = [path for path in edits if not os.path.exists(path)]
-    for path in edits:
-        if module.params["backup"] and path not in created:
-            result["backup_files"].append(module.backup_local(path))
-        write_file(module, path, edits[path])
+    old = {path: before[path] if os.path.exists(path) else None for path in edits}
+    if module.params["backup"]:
+        result["backup_files"] = [module.backup_local(path) for path in edits if old[path] is not None]
+    _files.replace_all(module, edits, old, errors=KEEP_BYTES)
     result["changed"] = True
     result["restart_required"] = True
     if not module.params["restart"]:
@@ -385,11 +283,7 @@ def apply_edits(module, edits, before, service, result):
         result["restart_required"] = False
         return
     tail = service.log_tail()
-    for path in edits:
-        if path in created:
-            os.unlink(path)
-        else:
-            write_file(module, path, before[path])
+    _files.put_back(module, old, errors=KEEP_BYTES)
     again = service.restart(reload_units)
     result["changed"] = False
     result["after"] = result["before"]
@@ -447,43 +341,6 @@ def run_config_map(module):
     module.exit_json(**result)
 
 
-def report(decision, version, effective, mentions, edits, before, unit):  # noqa: PLR0917
-    """What the module returns, before anything is written. Pure."""
-    return {
-        "changed": bool(edits),
-        "required": decision.required,
-        "reason": decision.reason,
-        "kubelet_version": "{}.{}".format(*version),
-        "effective": effective,
-        "places": [
-            {
-                "file": place.path,
-                "line": entry.line,
-                "kind": place.kind,
-                "value": entry.raw,
-                "used": place.used,
-            }
-            for place, entry in mentions
-        ],
-        "files": list(edits),
-        "backup_files": [],
-        "notes": ["{}: {}".format(p, places_of.REWRITTEN[p]) for p in edits if p in places_of.REWRITTEN],
-        "service": unit,
-        "restart_required": bool(edits),
-        "restarted": False,
-        "before": before,
-        "after": edits,
-    }
-
-
-def diff_of(result):
-    """One entry a changed file, as --diff shows them."""
-    return [
-        {"before_header": path, "after_header": path, "before": result["before"][path], "after": text}
-        for path, text in result["after"].items()
-    ]
-
-
 def run(module):
     """The whole module; separate from main so that tests can call it."""
     params = module.params
@@ -494,7 +351,7 @@ def run(module):
     version = (
         table.parse_version(params["kubelet_version"])
         if params["kubelet_version"]
-        else detect_version(module, distribution)
+        else kubelet_version(module, distribution)
     )
     target = table.parse_version(params["target_version"]) if params["target_version"] else None
     texts, mentions, effective = places_of.survey("/", places, params["name"])
@@ -522,7 +379,7 @@ def main():
         if module.params["config_map"]:
             run_config_map(module)
         run(module)
-    except table.GateError as error:
+    except (table.GateError, _files.FileError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg="{0}; no other file was touched".format(error), exception=traceback.format_exc())

@@ -12,7 +12,12 @@ from typing import Any, Callable
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.gpuops.k8s.plugins.module_utils import _files, _runtime_docker, _runtime_probe
+from ansible_collections.gpuops.k8s.plugins.module_utils import (
+    _files,
+    _runtime_docker,
+    _runtime_engines,
+    _runtime_probe,
+)
 from ansible_collections.gpuops.k8s.plugins.module_utils._daemon_flags import Flag
 from ansible_collections.gpuops.k8s.plugins.modules import container_runtime
 
@@ -31,7 +36,7 @@ class World:
         self.flags: list[Flag] = []
         self.live = _runtime_docker.Live("20.10.24", "runc", {"runc": "runc"}, None)
         self.complaint: Any = None
-        monkeypatch.setattr(container_runtime, "daemon_flags", lambda *_a, **_k: (self.pid, self.flags))
+        monkeypatch.setattr(_runtime_engines, "daemon_flags", lambda *_a, **_k: (self.pid, self.flags))
         monkeypatch.setattr(_runtime_probe, "docker_live", lambda *_a: self.live)
         monkeypatch.setattr(_runtime_probe, "validate_docker", lambda *_a: self.complaint)
         monkeypatch.setattr(_runtime_probe, "program_version", lambda _name: "")
