@@ -13,12 +13,17 @@ from node_kit import ROOT, Node, Play
 VERIFY = ROOT / "molecule/default/verify.yml"
 
 
-@pytest.fixture(scope="module")
-def node(make_node: Callable[..., Node]) -> Node:
-    """A fresh node with what prepare.yml leaves."""
-    node = make_node("mutation", "--gpus", "2", "--kubelet", "embedded")
+def fresh(make_node: Callable[..., Node], name: str) -> Node:
+    """A node with what prepare.yml leaves."""
+    node = make_node(name, "--gpus", "2", "--kubelet", "embedded")
     node.run("docker inspect --format '{{.Id}} {{.State.Pid}}' training > /var/tmp/training-before")
     return node
+
+
+@pytest.fixture(scope="module")
+def node(make_node: Callable[..., Node]) -> Node:
+    """The one that is provisioned in the end."""
+    return fresh(make_node, "mutation")
 
 
 def emptied(collections: Path, target: Path, role: str) -> Path:
@@ -30,12 +35,17 @@ def emptied(collections: Path, target: Path, role: str) -> Path:
     return target
 
 
-def test_verify_fails_on_a_node_where_nothing_was_done(node: Node, play: Callable[..., Play]) -> None:
+def test_verify_fails_where_the_container_runtime_role_does_nothing(
+    make_node: Callable[..., Node], play: Callable[..., Play], collections: Path, tmp_path: Path
+) -> None:
+    node = fresh(make_node, "mutation-runtime")
+    mutant = emptied(collections, tmp_path / "mutant", "nvidia_docker")
+    play("gpuops.k8s.provision", [node], "--skip-tags", "verify", collections=mutant)
+    node.run("systemctl is-active gpu-device-plugin")  # the other role did its part
     done = play(VERIFY, [node])
     assert done.rc != 0
-    assert "assertion: daemon['default-runtime'] | default('none') == 'nvidia'" in done.output, done.output[
-        -3000:
-    ]
+    told = "assertion: daemon['default-runtime'] | default('none') == 'nvidia'"
+    assert told in done.output, done.output[-3000:]
 
 
 def test_verify_fails_where_the_device_plugin_role_does_nothing(
