@@ -72,9 +72,48 @@ def test_a_pod_that_shares_by_mps_has_what_the_daemon_needs(tmp_path):
     assert mounts(spec).items() >= {"/mps": "/run/m", "/dev/shm": "/run/m/shm"}.items()
     container = spec["containers"][0]
     assert container["securityContext"]["privileged"] is True
+    assert spec["terminationGracePeriodSeconds"] == 30, "the plugin puts the GPUs' compute mode back"
     assert {one["name"]: one.get("value") for one in container["env"]}["NVIDIA_DRIVER_CAPABILITIES"] == (
         "compute,utility"
     )
+
+
+def test_what_mps_has_left_is_ended_and_only_then_forgotten(tmp_path):
+    """By remove's script; the programs of the driver note how they are called."""
+    root, programs, calls = tmp_path / "mps", tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    fails = f"[ ! -e {tmp_path}/fails ] || {{ echo Insufficient Permissions; exit 4; }}"
+    smi = f"#!/bin/sh\n{fails}\necho smi $* >>{calls}\n"
+    control = f"#!/bin/sh\necho $CUDA_MPS_PIPE_DIRECTORY $(cat) >>{calls}\n"
+    for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", control)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    ours, foreign = root / "nvidia.com/gpu", root / "nvidia.com/other"
+    for directory in (ours / "pipe", foreign):
+        directory.mkdir(parents=True)
+    (foreign / "file").touch()
+    (ours / "exclusive").write_text("GPU-a\nGPU-b\n")
+    (root / "shm").symlink_to("/dev/shm")
+    environment = dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}")
+
+    def run(action):
+        command = ["sh", ROLE / "files/end-mps.sh", root, action]
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+    assert run("list").stdout == "nvidia.com/gpu\n" and not calls.exists()
+    (tmp_path / "fails").touch()
+    failed = run("end")
+    assert failed.returncode == 1 and (ours / "exclusive").exists()
+    assert "run `nvidia-smi -i GPU-b -c DEFAULT`" in failed.stderr and "Insufficient" in failed.stderr
+    (tmp_path / "fails").unlink()
+    calls.unlink()
+    done = run("end")
+    assert (done.returncode, done.stdout) == (0, "nvidia.com/gpu\n")
+    quits = f"{ours}/pipe quit"
+    assert calls.read_text().splitlines() == [quits, "smi -i GPU-a -c DEFAULT", "smi -i GPU-b -c DEFAULT"]
+    assert not ours.exists() and not (root / "shm").is_symlink()
+    assert (foreign / "file").exists(), "what is not ours stays"
+    assert run("end").stdout == "", "the second run finds nothing"
 
 
 def test_a_pod_that_hands_out_cdi_names_or_channels_sees_the_drivers_root(tmp_path):

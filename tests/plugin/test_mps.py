@@ -173,6 +173,39 @@ def test_a_plugin_that_restarts_takes_the_daemon_over_since_jobs_run_through_it(
     assert supervised.pid() == first and alive(first)
 
 
+def in_a_pod(supervised, monkeypatch):
+    """As in a pod, where the MPS root is mounted at /mps."""
+    monkeypatch.setattr(mps, "CONTAINER_ROOT", str(supervised.root))
+    supervised.root.mkdir()
+    supervised.supervisor = supervised.make()
+
+
+def test_in_a_pod_the_daemon_ends_with_the_plugin_and_the_gpus_are_put_back_before_it_is_gone(
+    supervised, place, monkeypatch
+):
+    in_a_pod(supervised, monkeypatch)
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    daemon = supervised.pid()
+    supervised.supervisor.close()  # what follows it is the process's end
+    assert sorted((place / "modes").read_text().splitlines()[2:]) == ["GPU-0 DEFAULT", "GPU-1 DEFAULT"]
+    assert not (supervised.root / GPU / "exclusive").exists()
+    wait_until(lambda: not alive(daemon))
+
+
+def test_in_a_pod_a_daemon_that_waits_for_its_clients_does_not_keep_the_gpus_exclusive(
+    supervised, place, monkeypatch
+):
+    in_a_pod(supervised, monkeypatch)
+    supervised.offer(shared())
+    wait_until(supervised.well)
+    (supervised.logs / "fail").touch()  # the daemon takes no more commands
+    supervised.supervisor.close()
+    assert sorted((place / "modes").read_text().splitlines()[2:]) == ["GPU-0 DEFAULT", "GPU-1 DEFAULT"]
+    (supervised.logs / "fail").unlink()
+    os.kill(supervised.pid(), signal.SIGKILL)  # as the container's end does
+
+
 def test_other_limits_reach_the_same_daemon(supervised):
     supervised.offer(shared())
     wait_until(supervised.well)

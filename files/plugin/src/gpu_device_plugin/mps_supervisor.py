@@ -1,8 +1,9 @@
 """Keeps an MPS control daemon running for every resource that is shared by MPS.
 
 A daemon outlives the plugin: jobs run through it, so a plugin that restarts finds it by its pid file, asks whether it
-answers, and takes it over. It is ended only when its resource is no longer offered. While it does not answer, the
-resource's devices are Unhealthy. One thread a resource; the loop only hears of changes.
+answers, and takes it over. It is ended only when its resource is no longer offered, and in a pod at the plugin's end,
+since nothing outlives a container: then there is time to put the GPUs' compute mode back. While a daemon does not
+answer, the resource's devices are Unhealthy. One thread a resource; the loop only hears of changes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ EXCLUSIVE, DEFAULT = "EXCLUSIVE_PROCESS", "DEFAULT"
 """Compute modes, nvidia-smi(1). Exclusive: only the MPS server opens the GPU, so no client can pass it by."""
 ANSWER_SECONDS = 10.0
 """How long a command to the daemon, or its start, may take."""
+CLOSE_SECONDS = 20.0
+"""How long the end of a plugin in a pod may take; the pod's terminationGracePeriodSeconds is more."""
 POLL_SECONDS = 1.0
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
@@ -150,6 +154,21 @@ class ControlDaemon:
         except (MpsError, OSError) as error:
             log.error("MPS control daemon not ended", resource=self.resource.name, problem=str(error))
 
+    def end_with_container(self) -> None:
+        """The container ends and the daemon with it, whatever its clients do: first the compute mode, while there is
+        time, then the daemon. What fails is logged, and is tried again by the next plugin of this node."""
+        try:
+            gpus = self._exclusive.read_text().split()
+            with ThreadPoolExecutor(max(1, len(gpus))) as pool:  # nvidia-smi takes a second or two for each
+                list(pool.map(lambda uuid: self._compute_mode(DEFAULT, [uuid]), gpus))
+            self._exclusive.unlink()
+            if self.pid() is not None:
+                self.tell("quit")
+        except FileNotFoundError:
+            pass
+        except (MpsError, OSError) as error:
+            log.error("MPS not ended in order", resource=self.resource.name, problem=str(error))
+
     def _compute_mode(self, mode: str, gpus: Sequence[str]) -> None:
         """As the peer does. Raises :class:`MpsError`."""
         program = needed(self._nvidia_smi, NVIDIA_SMI)
@@ -187,6 +206,8 @@ class _Stop(threading.Event):
 
     keep_daemon = False
     """The daemon itself goes on."""
+    container_ends = False
+    """The daemon is about to be killed."""
 
 
 class MpsSupervisor:
@@ -203,6 +224,7 @@ class MpsSupervisor:
         self._changed = changed
         self._problems: dict[str, str | None] = {}
         self._stops: dict[str, _Stop] = {}
+        self._keepers: dict[str, threading.Thread] = {}
         self._signs: dict[str, object] = {}
 
     def problem(self, resource: str) -> str | None:
@@ -226,13 +248,21 @@ class MpsSupervisor:
             self._signs[name] = sign
             stop = self._stops[name] = _Stop()
             daemon = ControlDaemon(resource, self._root, self._binary, self._nvidia_smi)
-            threading.Thread(target=self._keep, args=(daemon, stop), name="mps", daemon=True).start()
+            keeper = threading.Thread(target=self._keep, args=(daemon, stop), name="mps", daemon=True)
+            self._keepers[name] = keeper
+            keeper.start()
 
     def close(self) -> None:
-        """Lets go of the daemons; they go on, since jobs may run through them."""
+        """Lets go of the daemons; they go on, since jobs may run through them. In a pod they can't: there it waits,
+        CLOSE_SECONDS at most, until they are ended and the GPUs' compute mode is put back."""
+        in_pod = self._root == mps.CONTAINER_ROOT
         for stop in self._stops.values():
-            stop.keep_daemon = True
+            stop.container_ends = in_pod
+            stop.keep_daemon = not in_pod
             stop.set()
+        until = time.monotonic() + CLOSE_SECONDS
+        for name in self._stops if in_pod else ():
+            self._keepers[name].join(max(0.0, until - time.monotonic()))
 
     def _keep(self, daemon: ControlDaemon, stop: _Stop) -> None:
         name = daemon.resource.name
@@ -258,8 +288,11 @@ class MpsSupervisor:
                 failures = 0 if time.monotonic() - began > BACKOFF_SECONDS[-1] else failures + 1
                 self._tell(name, stop, "its MPS control daemon died and is being started again")
                 stop.wait(BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1])
-        if not stop.keep_daemon:
+        if stop.container_ends:
+            daemon.end_with_container()
+        elif not stop.keep_daemon:
             daemon.quit()
+        if not stop.keep_daemon:
             log.info("MPS control daemon ended", resource=name)
 
     def _tell(self, name: str, stop: _Stop, problem: str | None) -> None:
