@@ -13,7 +13,7 @@ from gpu_device_plugin import cdi, rpc
 from gpu_device_plugin.api import DEVICE_PLUGIN, PLUGIN_REGISTRATION
 from gpu_device_plugin.api import deviceplugin_v1beta1_pb2 as pb
 from gpu_device_plugin.api import pluginregistration_v1_pb2 as registry
-from gpu_device_plugin.config import CDI_CRI, ENVVAR, Settings
+from gpu_device_plugin.config import CDI_ANNOTATIONS, CDI_CRI, ENVVAR, Settings
 from gpu_device_plugin.devices import Plan, Snapshot
 from gpu_device_plugin.prefer import Chooser
 from gpu_device_plugin.respond import Responder
@@ -102,6 +102,82 @@ def served(place) -> Iterator[Served]:
 
 def health(message: Any) -> dict[str, str]:
     return {device.ID: device.health for device in message.devices}
+
+
+class Counting(Responder):
+    """Remembers what it had to work out."""
+
+    def __init__(self, resource: Any, wanted: Settings) -> None:
+        super().__init__(resource, wanted, cdi_names=[cdi.qualified(cdi.CLASS, f"GPU-{n}") for n in range(4)])
+        self.asked: list[list[str]] = []
+
+    def respond(self, ids: Any, answer_id: str) -> Any:
+        self.asked.append(list(ids))
+        return super().respond(ids, answer_id)
+
+
+def counting(**wanted: Any) -> Any:
+    return lambda resource: Desk(Counting(resource, Settings(**wanted)), Chooser(resource, Scores()))
+
+
+def worked_out(served: Served) -> list[list[str]]:
+    responder = served.state.world.offers[GPU].desk.responder
+    assert isinstance(responder, Counting)
+    return responder.asked
+
+
+def test_the_same_request_is_worked_out_once_and_told_each_time(served):
+    served.publish(plan(gpu=devices(4)), counting())
+    answers = [served.allocate("GPU-2", "GPU-1") for _ in range(3)]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0].envs["NVIDIA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
+    assert worked_out(served) == [["GPU-2", "GPU-1"]]
+    wait_until(lambda: len(served.ear.calls) == 3)
+    assert {(call.method, call.code, call.ids) for call in served.ear.calls} == {
+        ("Allocate", "OK", ("GPU-2", "GPU-1"))
+    }
+
+
+def test_a_request_answered_before_is_refused_once_its_gpu_is_ill_or_the_resource_gone(served):
+    served.allocate("GPU-1")
+    served.publish(plan(gpu=devices(4, sick=[1])))
+    assert served.refusal("GPU-1")[0] is grpc.StatusCode.FAILED_PRECONDITION
+    served.publish(plan(gpu=devices(4)))
+    served.allocate("GPU-1")
+    served.publish(plan(gpu=devices(1)))
+    assert served.refusal("GPU-1")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    served.publish(plan(other=devices(4)))
+    assert served.refusal("GPU-1")[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_other_settings_answer_a_request_of_before_by_themselves(served):
+    assert served.allocate("GPU-1").devices
+    served.publish(plan(gpu=devices(4)), counting(pass_device_specs=False))
+    assert not served.allocate("GPU-1").devices
+
+
+def test_a_refusal_is_not_kept(served):
+    for _ in range(2):
+        assert served.refusal("GPU-9")[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert served.state.world.offers[GPU].desk.answers == {}
+
+
+def test_no_two_answers_share_the_key_of_their_cdi_annotation(served):
+    served.publish(plan(gpu=devices(4)), counting(device_list_strategy=(CDI_ANNOTATIONS,)))
+    keys = {key for _ in range(3) for key in served.allocate("GPU-1").annotations}
+    assert len(keys) == 3
+
+
+def test_few_and_short_requests_are_kept(served, monkeypatch):
+    monkeypatch.setattr("gpu_device_plugin.service.ANSWERS_KEPT", 3)
+    kept = served.state.world.offers[GPU].desk.answers
+    for ids in (["GPU-0"], ["GPU-1"], ["GPU-2"]):
+        served.allocate(*ids)
+    assert len(kept) == 3
+    served.allocate("GPU-3")
+    assert len(kept) == 1
+    served.allocate(*["GPU-3"] * 500)
+    assert len(kept) == 1
 
 
 def test_options_are_the_same_asked_and_registered_k3(served):

@@ -34,6 +34,8 @@ class Desk:
 
     responder: Responder
     chooser: Chooser
+    answers: dict[bytes, bytes] = field(default_factory=dict, compare=False)
+    """Allocate's requests answered before, as on the wire. Whatever changes an answer makes another desk."""
 
 
 @dataclass(frozen=True, slots=True)
