@@ -20,8 +20,10 @@ extends_documentation_fragment:
 options:
   state:
     description:
-      - V(saved) copies O(paths) to O(dest), in place of an earlier copy there. As it changes nothing of the node's
-        configuration it doesn't count as a change.
+      - V(saved) copies O(paths) to O(dest). As it changes nothing of the node's configuration it doesn't count as a
+        change.
+      - An earlier finished copy there, which nobody has discarded, is of a change that did not come to its end. It
+        stays what the node was before (RV(kept)), and only paths that it lacks are added to it.
       - V(restored) puts the files back. It fails when nothing was saved.
       - V(discarded) removes the copy, which does not count as a change either.
     type: str
@@ -36,9 +38,10 @@ options:
     elements: path
   dest:
     description:
-      - The directory for the copy. It is readable by its owner alone. The default does not survive a reboot.
+      - The directory for the copy. It is readable by its owner alone, and has to survive a reboot, since a node may be
+        rebooted in the middle of a change.
     type: path
-    default: /run/gpuops/snapshot
+    default: /var/lib/gpuops/snapshot
 author:
   - The gpuops developers (@gpuops)
 """
@@ -62,9 +65,19 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+kept:
+  description: Whether an earlier copy, of a change that did not come to its end, stays what the node was before.
+  returned: with O(state=saved)
+  type: bool
+  sample: false
+saved_at:
+  description: When that copy was begun, in the node's time.
+  returned: with O(state=saved) and RV(kept)
+  type: str
+  sample: "2026-11-23 12:30:00"
 files:
   description:
-    - With O(state=saved), the files that were copied.
+    - With O(state=saved), the files of the copy.
     - With O(state=restored), the files that were put back or removed.
   returned: success
   type: list
@@ -76,7 +89,8 @@ import json
 import os
 import shutil
 import stat
-from typing import Any
+import time
+from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -109,21 +123,65 @@ def content(path: str) -> bytes:
         return stream.read()
 
 
-def save(paths: list[str], dest: str) -> list[str]:
-    """Copy; the manifest is written last, so that a copy without one was never finished."""
-    shutil.rmtree(dest, ignore_errors=True)
+def load(dest: str) -> Optional[dict[str, Any]]:
+    """The manifest of a finished copy; None when there is none, or one that was never finished."""
+    try:
+        with open(os.path.join(dest, MANIFEST), encoding="utf-8") as stream:
+            found = json.load(stream)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def make_folder(dest: str) -> None:
+    """A new folder that only its owner can read, and so is a folder ``gpuops`` that is made for it."""
+    parent = os.path.dirname(dest)
+    if os.path.basename(parent) == "gpuops" and not os.path.isdir(parent):
+        os.makedirs(parent, mode=0o700)
     os.makedirs(dest, mode=0o700)
-    saved: dict[str, Any] = {}
-    for path in paths:
+
+
+def save(paths: list[str], dest: str) -> tuple[list[str], Optional[str]]:
+    """Copy; the manifest is written last, so that a copy without one was never finished.
+
+    Returns the files of the copy, and when it was begun if it is an earlier one that was kept.
+    """
+    earlier = load(dest)
+    if earlier is None:
+        shutil.rmtree(dest, ignore_errors=True)
+        make_folder(dest)
+    manifest = earlier or {"at": time.strftime("%Y-%m-%d %H:%M:%S"), "paths": [], "entries": {}}
+    saved: dict[str, Any] = manifest["entries"]
+    new = [path for path in paths if not covered(path, manifest["paths"])]
+    for path in new:
         for entry in entries(path):
             found = look(entry)
             if found["kind"] == "file":
                 found["copy"] = str(len(saved))
-                shutil.copyfile(entry, os.path.join(dest, found["copy"]))
+                copy_surely(entry, os.path.join(dest, found["copy"]))
             saved[entry] = found
-    with open(os.path.join(dest, MANIFEST), "w", encoding="utf-8") as stream:
-        json.dump({"paths": paths, "entries": saved}, stream)
-    return [path for path, found in saved.items() if found["kind"] != "folder"]
+    if new or earlier is None:
+        manifest["paths"] += new
+        draft = os.path.join(dest, f"{MANIFEST}.new")
+        with open(draft, "w", encoding="utf-8") as stream:
+            json.dump(manifest, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, os.path.join(dest, MANIFEST))
+    kept = str(manifest.get("at", "an earlier run")) if earlier else None
+    return [path for path, found in saved.items() if found["kind"] != "folder"], kept
+
+
+def covered(path: str, paths: list[str]) -> bool:
+    """Whether ``path`` is one of ``paths`` or below one."""
+    return any(path == one or path.startswith(one.rstrip("/") + "/") for one in paths)
+
+
+def copy_surely(path: str, copy: str) -> None:
+    """Copy a file so that the copy is whole after a power cut too."""
+    shutil.copyfile(path, copy)
+    with open(copy, "rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def differs(path: str, saved: dict[str, Any], dest: str) -> bool:
@@ -150,7 +208,10 @@ def put_back(path: str, saved: dict[str, Any], dest: str) -> None:
         os.makedirs(path, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        fresh = f"{path}.gpuops-restored"
+        # Hidden: the kubelet would take another file beside a static pod's for a pod too.
+        fresh = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.gpuops-restored")
+        if os.path.lexists(fresh):
+            os.unlink(fresh)
         if saved["kind"] == "link":
             os.symlink(saved["target"], fresh)
         else:
@@ -184,11 +245,9 @@ def shown(path: str) -> str:
 
 
 def restore(module: AnsibleModule, dest: str) -> None:
-    try:
-        with open(os.path.join(dest, MANIFEST), encoding="utf-8") as stream:
-            manifest = json.load(stream)
-    except (OSError, ValueError) as error:
-        module.fail_json(msg=f"{dest} holds no finished snapshot, so nothing was put back: {error}")
+    manifest = load(dest)
+    if manifest is None:
+        module.fail_json(msg=f"{dest} holds no finished snapshot, so nothing was put back")
     extra = added(manifest)
     wrong = [path for path, saved in manifest["entries"].items() if differs(path, saved, dest)]
     diffs = []
@@ -213,7 +272,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["saved", "restored", "discarded"], "required": True},
             "paths": {"type": "list", "elements": "path"},
-            "dest": {"type": "path", "default": "/run/gpuops/snapshot"},
+            "dest": {"type": "path", "default": "/var/lib/gpuops/snapshot"},
         },
         required_if=[["state", "saved", ["paths"]]],
         supports_check_mode=True,
@@ -226,8 +285,9 @@ def main() -> None:
             relative = [path for path in module.params["paths"] if not os.path.isabs(path)]
             if relative:
                 module.fail_json(msg=f"paths must be absolute: {', '.join(relative)}")
-            files = [] if module.check_mode else save(module.params["paths"], dest)
-            module.exit_json(changed=False, files=files)
+            files, kept = ([], None) if module.check_mode else save(module.params["paths"], dest)
+            since = {"saved_at": kept} if kept else {}
+            module.exit_json(changed=False, files=files, kept=kept is not None, **since)
         elif not module.check_mode:
             shutil.rmtree(dest, ignore_errors=True)
             parent = os.path.dirname(dest)

@@ -108,6 +108,49 @@ def test_discarding_leaves_nothing_behind(call, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_copy_that_nobody_discarded_stays_what_the_node_was_before(call, tmp_path):
+    first, second = tmp_path / "daemon.json", tmp_path / "config.toml"
+    first.write_text("before")
+    second.write_text("not changed yet")
+    assert call("saved", [first])["kept"] is False
+
+    # The run dies here, half-way. The next one knows of one file more.
+    first.write_text("half-changed")
+    again = call("saved", [first, second])
+    assert again["kept"] and again["saved_at"] and again["files"] == [str(first), str(second)]
+
+    second.write_text("changed")
+    assert call("restored")["files"] == sorted([str(first), str(second)])
+    assert (first.read_text(), second.read_text()) == ("before", "not changed yet")
+
+    call("discarded")
+    assert call("saved", [first])["kept"] is False
+
+
+def test_a_copy_that_was_never_finished_is_made_anew(call, tmp_path):
+    file = tmp_path / "daemon.json"
+    file.write_text("before")
+    call("saved", [file])
+    (tmp_path / "gpuops/snapshot" / node_snapshot.MANIFEST).unlink()
+    file.write_text("now")
+    assert call("saved", [file])["kept"] is False
+    file.write_text("later")
+    call("restored")
+    assert file.read_text() == "now"
+
+
+def test_what_is_put_back_never_shows_under_a_name_that_the_kubelet_reads(call, tmp_path, monkeypatch):
+    manifest = tmp_path / "plugin.yaml"
+    manifest.write_text("old")
+    call("saved", [manifest])
+    manifest.write_text("new")
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(os.path.basename(a)), replace(a, b)))
+    call("restored")
+    assert seen and all(name.startswith(".") for name in seen)
+
+
 def test_relative_paths_are_refused(call):
     assert "must be absolute: etc/a" in call("saved", ["etc/a"])["msg"]
 
