@@ -321,7 +321,10 @@ def refusal(events: Iterable[Mapping[str, Any]]) -> str:
         return ""
     times = (newest.get("series") or {}).get("count") or newest.get("count") or 1
     often = f", {times} times" if times > 1 else ""
-    return f"no pod could be created (at {_seen_last(newest)}{often}): {newest.get('message', '')}"
+    why = str(newest.get("message", ""))
+    for prefix in ("(combined from similar events): ", "Error creating: "):
+        why = why[len(prefix) :] if why.startswith(prefix) else why
+    return f"no pod could be created (at {_seen_last(newest)}{often}): {why}"
 
 
 def _seen_last(event: Mapping[str, Any]) -> str:

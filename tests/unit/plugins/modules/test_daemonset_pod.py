@@ -251,7 +251,7 @@ def refused(message: str, last: str, count: int = 1, reason: str = "FailedCreate
     return {
         "metadata": {"creationTimestamp": "2026-11-23T09:00:00Z"},
         "reason": reason,
-        "message": f"Error creating: {message}",
+        "message": f"(combined from similar events): Error creating: {message}",
         "lastTimestamp": last,
         "count": count,
     }
@@ -269,7 +269,7 @@ def test_pods_that_the_api_server_refuses_are_told_with_the_newest_events_words(
     ]
     result = call(server, node="b", timeout=0.05)
     assert result["failed"]
-    assert f"(at 2026-11-23T10:00:07Z, 3 times): Error creating: {QUOTA}" in result["msg"]
+    assert f"no pod could be created (at 2026-11-23T10:00:07Z, 3 times): {QUOTA}" in result["msg"]
     assert "older reason" not in result["msg"] and "nodeSelector" not in result["msg"]
 
 
