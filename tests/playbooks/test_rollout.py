@@ -21,12 +21,24 @@ ANSIBLE = Path(sys.executable).with_name("ansible-playbook")
 PREFLIGHT = [
     {"ansible.builtin.assert": {"that": "sabotage | default('') != 'preflight'", "fail_msg": "no GPU here"}}
 ]
+# From here on nothing answers: a closed port of this machine.
+LOSE = {
+    "name": "Lose the node",
+    "ansible.builtin.set_fact": {
+        "ansible_connection": "ssh",
+        "ansible_host": "127.0.0.1",
+        "ansible_port": 9,
+        "ansible_ssh_common_args": "-o ControlMaster=no",
+    },
+    "when": "sabotage | default('') == 'lost'",
+}
 RUNTIME = [
     {
         "name": "Configure",
         "ansible.builtin.copy": {"content": "new", "dest": "{{ base }}/daemon.json", "mode": "0644"},
         "notify": "restart engine",
-    }
+    },
+    LOSE,
 ]
 HANDLERS = [
     {
@@ -50,7 +62,11 @@ VERIFY = [
     }
 ]
 
-REMEMBER = [{"name": "Remember", "ansible.builtin.set_fact": {"__device_plugin_before": {"stdout": ""}}}]
+AWAY = {**LOSE, "when": "sabotage | default('') == 'away'"}
+REMEMBER = [
+    AWAY,
+    {"name": "Remember", "ansible.builtin.set_fact": {"__device_plugin_before": {"stdout": ""}}},
+]
 ROLL_BACK = [
     {
         "name": "Old pod",
@@ -247,6 +263,70 @@ def test_the_ramp_goes_on_while_fewer_fail_than_allowed(fleet):
     done = fleet.provision(sabotage="verify", rollout_max_fail_percentage=34)
     assert done.returncode != 0, "a failed node fails the run even where it does not stop the ramp"
     assert fleet.new() == "ac" and fleet.cordoned() == "b"
+
+
+def test_a_node_that_is_lost_in_its_turn_counts_as_failed_and_stops_the_ramp(fleet):
+    done = fleet.provision("-e", '{"rollout_serial": [2, 1]}', sabotage="lost")
+    assert done.returncode != 0
+    assert summary(done) == {
+        "a": "provisioned, 2 files changed",
+        "b": "lost in its turn, cordoned",
+        "c": "untouched",
+    }
+    assert fleet.cordoned() == "b" and fleet.drop_ins() == "a"
+    end = " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+    assert "lost in its turn, cordoned: it could not be reached" in end
+    assert f"is kept in {fleet.folder}/snapshot-b" in end
+
+    # It is back, half-changed. What it was before the lost turn is still what a failure goes back to.
+    assert fleet.new() == "ab"
+    done = fleet.provision("--limit", "b", sabotage="verify")
+    assert "a run of 20" in done.stdout and "has not come to its end here" in " ".join(done.stdout.split())
+    assert summary(done)["b"] == "rolled back, cordoned, 2 files put back"
+    assert fleet.new() == "a"
+    assert not (fleet.folder / "snapshot-b").exists()
+
+
+def test_the_summary_is_printed_when_all_of_a_batch_are_lost(fleet):
+    done = fleet.provision(sabotage="lost")
+    assert done.returncode != 0
+    end = done.stdout[done.stdout.index("SUMMARY") :].splitlines()
+    assert [line.split(None, 1) for line in end if line.startswith("        ")] == [
+        ["a", "provisioned, 2 files changed"],
+        ["b", "lost in its turn"],
+        ["c", "untouched"],
+        ["The", "ramp stopped."],
+    ]
+    assert "Connection refused" in end[-3]
+    assert f"{fleet.folder}/snapshot-b" in end[-2]
+    assert end[-1].endswith("kubectl cordon b")
+
+
+def test_a_node_that_is_away_when_its_turn_comes_is_left_as_it_was(fleet):
+    done = fleet.provision(sabotage="away")
+    assert done.returncode != 0
+    assert summary(done) == {
+        "a": "provisioned, 2 files changed",
+        "b": "not changed, cordoned",
+        "c": "untouched",
+    }
+    assert fleet.new() == "a" and fleet.cordoned() == "b"
+    assert "Connection refused" in " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+
+
+def test_the_copy_of_before_stays_when_the_way_back_fails(fleet):
+    done = fleet.provision(
+        sabotage="verify",
+        rollout_extra_files=[
+            {"path": "{{ base }}/daemon.json", "unit": "no-such-unit", "state": "restarted"}
+        ],
+    )
+    assert done.returncode != 0
+    assert summary(done)["b"].startswith("ROLLBACK FAILED")
+    end = " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+    assert f"is kept in {fleet.folder}/snapshot-b" in end
+    assert (fleet.folder / "snapshot-b" / "manifest.json").exists()
+    assert not (fleet.folder / "snapshot-a").exists()
 
 
 def test_without_a_control_host_nothing_is_cordoned(fleet):
