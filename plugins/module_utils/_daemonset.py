@@ -91,6 +91,11 @@ def container_ids(pod: Mapping[str, Any]) -> dict[str, str]:
     return {one["name"]: one.get("containerID", "") for one in statuses}
 
 
+def seconds_to_end(pod: Mapping[str, Any]) -> int:
+    """How long the pod may take to end; the API server fills it in where nobody does."""
+    return int((pod.get("spec") or {}).get("terminationGracePeriodSeconds") or 0)
+
+
 def unfinished(pod: Mapping[str, Any] | None, new: Mapping[str, Any], stale: Mapping[str, str]) -> str:
     """Why the pod isn't a ready one of revision ``new`` yet, in words; empty when it is.
 

@@ -185,6 +185,12 @@ def test_a_pod_leaves_the_api_server_at_once_when_its_program_sees_to_being_one(
     assert (result["action"], result["pod"], server.forced) == ("replaced", "plugin-2", force)
 
 
+def test_a_pod_that_asks_for_time_to_end_is_not_taken_from_the_api_server_at_once(call):
+    server = Server(template("old"), template("new", "run --verbose"), pod_of=1)
+    server.pods[0]["spec"]["terminationGracePeriodSeconds"] = 30
+    assert (call(server, immediate=True)["action"], server.forced) == ("replaced", [])
+
+
 def test_a_pod_whose_template_is_forgotten_is_made_anew(call):
     server = Server(template("old"), template("new"), pod_of=1)
     del server.revisions[0]
