@@ -54,8 +54,8 @@ options:
         that the DaemonSet makes the new one while the kubelet ends the old one. Else the new one comes when the kubelet
         has told that nothing is left of the old one, which kubelet 1.20 tells every ten seconds.
       - Only for programs of which the next waits by itself until the one before has ended, as gpuops' plugin does.
-      - A pod that asks for more than ten seconds to end (C(terminationGracePeriodSeconds)) gets them all the same, since
-        older kubelets kill a pod at once that has left the API server.
+      - A pod that asks for more than ten seconds to end (C(terminationGracePeriodSeconds)) gets them all the same,
+        since older kubelets kill a pod at once that has left the API server.
     type: bool
     default: false
   timeout:
@@ -124,7 +124,6 @@ from ansible_collections.gpuops.k8s.plugins.module_utils._kubectl import (
     KubectlError,
     through_kubectl,
 )
-
 
 QUICK_SECONDS = 10  # what a pod may ask for that is taken from the API server at once
 
