@@ -160,6 +160,11 @@ ALL = (
         "rm /usr/bin/nvidia-container-runtime; mv /root/ncr /usr/bin/nvidia-container-runtime", says="sees none",
     ),
     Sabotage(
+        "runtime_refuses_the_way_the_plugin_asks", "request",
+        "cd /etc/nvidia-container-runtime && cp -p config.toml /root/runtime.toml; sed -i '1i accept-nvidia-visible-devices-envvar-when-unprivileged = false' config.toml",
+        "cp -p /root/runtime.toml /etc/nvidia-container-runtime/config.toml", says="hands out GPUs by envvar",
+    ),
+    Sabotage(
         "engine_down", "engine", "systemctl stop docker.socket docker", "systemctl start docker",
         extra=(("device_plugin_engine", "docker"),),
     ),
