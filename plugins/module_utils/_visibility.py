@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ansible_collections.gpuops.k8s.plugins.module_utils import _toml_read
+from ansible_collections.gpuops.k8s.plugins.module_utils._links import Link
 
 NAME = "gpuops-visibility"
 _GPU_NODE = re.compile(r"nvidia\d+$")
@@ -121,6 +123,38 @@ def _run(command: Sequence[str], timeout: float) -> Tuple[int, str, str]:
         done.stdout.decode("utf-8", "replace").strip(),
         done.stderr.decode("utf-8", "replace").strip(),
     )
+
+
+CRIO = "unix:///var/run/crio/crio.sock"
+"""CRI-O's endpoint, where nothing names another."""
+
+
+def no_answer(endpoint: str, timeout: float) -> Optional[str]:
+    """Why nothing takes connections at a ``unix://`` endpoint; None when something does, or for another kind of one."""
+    path = endpoint[len("unix://") :] if endpoint.startswith("unix://") else endpoint
+    if not path.startswith("/"):
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(timeout)
+        try:
+            link.connect(path)
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
+    return None
+
+
+def unseen(engine: str, endpoint: str, reason: str, timeout: float) -> Iterator[Link]:
+    """The links of an engine in which no container is started: whether it answers, where that can be asked."""
+    name = "cri-o" if engine == "crio" else reason or engine
+    path = endpoint or (CRIO if engine == "crio" else "")
+    fault = no_answer(path, timeout) if path else None
+    if fault:
+        step = "look at `systemctl status crio` and `journalctl -u crio -n 50`" if engine == "crio" else ""
+        yield Link("engine", False, f"{name}: {fault}", step or f"look at what serves {path}")
+        return
+    yield Link("engine", True if path else None, f"{path} answers" if path else name)
+    for link in ("runtime", "isolation", "request"):
+        yield Link(link, None, f"can't be looked at ({name}); look with a pod, see docs/verify.md")
 
 
 def gpu_nodes(pid: int) -> List[str]:

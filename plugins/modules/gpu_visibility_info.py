@@ -25,9 +25,12 @@ extends_documentation_fragment:
 options:
   engine:
     description:
-      - The container engine. V(auto) takes docker where its socket is, else containerd.
+      - The container engine. V(auto) takes the one that the kubelet talks to, as M(gpuops.k8s.kubelet_engine_info)
+        finds it. Without a kubelet, docker where its socket is, else containerd.
+      - In CRI-O, and in the containerd that k3s, rke2, MicroK8s and k0s bring with them, no container is started. The
+        links that need one are then not known, which breaks nothing.
     type: str
-    choices: [auto, docker, containerd]
+    choices: [auto, docker, containerd, crio]
     default: auto
   runtime:
     description:
@@ -146,7 +149,7 @@ isolated:
   type: bool
   sample: true
 engine:
-  description: The engine.
+  description: The engine. V(embedded) and V(other) as in M(gpuops.k8s.kubelet_engine_info).
   returned: always
   type: str
   sample: docker
@@ -194,10 +197,10 @@ next_step:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpuops.k8s.plugins.module_utils import _links, _visibility
+from ansible_collections.gpuops.k8s.plugins.module_utils import _kubelet_engine, _links, _visibility
 
 ARGUMENTS = {
-    "engine": {"type": "str", "choices": ["auto", "docker", "containerd"], "default": "auto"},
+    "engine": {"type": "str", "choices": ["auto", "docker", "containerd", "crio"], "default": "auto"},
     "runtime": {"type": "str"},
     "require_default": {"type": "str", "default": "nvidia"},
     "image": {"type": "str"},
@@ -324,6 +327,16 @@ def look(engine, params, result, ways):
         yield request_link(params, visible)
 
 
+def resolve(engine):
+    """(engine, its endpoint, how it is known) for what was asked for."""
+    if engine != "auto":
+        return engine, "", ""
+    found = _kubelet_engine.find()
+    if found.engine:
+        return found.engine, found.endpoint, found.reason
+    return "docker" if os.path.exists("/var/run/docker.sock") else "containerd", "", found.reason
+
+
 def gather(params, check_mode):
     """(result, links)."""
     result = {
@@ -340,10 +353,10 @@ def gather(params, check_mode):
         "image": params["image"],
     }
     links = []
-    if params["engine"] == "auto":
-        result["engine"] = params["engine"] = (
-            "docker" if os.path.exists("/var/run/docker.sock") else "containerd"
-        )
+    params["engine"], endpoint, reason = resolve(params["engine"])
+    result["engine"] = params["engine"]
+    if params["engine"] not in ("docker", "containerd"):
+        return result, list(_visibility.unseen(params["engine"], endpoint, reason, params["timeout"]))
     make = _visibility.Docker if params["engine"] == "docker" else _visibility.Containerd
     engine = make(params["timeout"], params["runtime"])
     try:

@@ -218,3 +218,15 @@ def test_an_image_is_known_by_its_whole_name_as_the_kubelet_looks_for_it(
     )  # fmt: skip
     output, _ = run.communicate(timeout=120)
     assert ("nowhere.tar" in output, run.returncode == 0) == (not known, known), output
+
+
+def test_an_image_that_the_kubelet_pulls_is_looked_for_in_no_engine(machine: Machine) -> None:
+    for engine in ("docker", "crio"):
+        ended(machine.start({"device_plugin_image_source": "present", "device_plugin_engine": engine}))
+    assert not (machine.store / "calls").exists(), (machine.store / "calls").read_text()
+
+
+def test_a_push_needs_no_engine_on_the_node_that_we_can_ask(machine: Machine) -> None:
+    ended(machine.start({"device_plugin_image_push": True, "device_plugin_engine": "crio"}))
+    assert (machine.calls("build"), machine.calls("push")) == (1, 1)
+    assert '["image", "ls"' not in (machine.store / "calls").read_text()

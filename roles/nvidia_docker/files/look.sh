@@ -17,15 +17,6 @@ for pair in docker:dockerd containerd:containerd crio:crio; do
   command -v "${pair#*:}" >/dev/null 2>&1 && engines="$engines ${pair%%:*}"
 done
 echo "engines=$engines"
-endpoint=$(cat /var/lib/kubelet/config.yaml /var/lib/kubelet/kubeadm-flags.env /etc/default/kubelet /etc/sysconfig/kubelet \
-  /etc/kubernetes/kubelet-config.yaml /etc/kubernetes/kubelet.env 2>/dev/null |
-  grep -ioE 'container-?runtime-?endpoint["=: ]+[^ ,"]+' | tail -n 1)
-case $endpoint in
-  *containerd*) echo kubelet_engine=containerd ;;
-  *crio*) echo kubelet_engine=crio ;;
-  *) echo kubelet_engine= ;;
-esac
-
 gpus=0
 for device in /sys/bus/pci/devices/*; do
   if [ ! -r "$device/vendor" ] || [ ! -r "$device/class" ]; then continue; fi

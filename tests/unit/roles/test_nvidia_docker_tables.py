@@ -54,7 +54,7 @@ def ask(templar: Templar, name: str) -> Any:
 
 GOOD = {
     "os_id": "debian", "os_version": "12", "os_name": "Debian 12", "architecture": "x86_64",
-    "engines": " docker containerd", "kubelet_engine": "", "gpus": "2", "driver": "570.1", "packages": "",
+    "engines": " docker containerd", "gpus": "2", "driver": "570.1", "packages": "",
     "held": "", "links_missing": "0",
 }  # fmt: skip
 APT = "/etc/apt/sources.list.d/nvidia-container-toolkit.sources"
@@ -100,21 +100,43 @@ def test_a_node_that_cannot_be_served(change: dict[str, str], reason: str, step:
     assert "\n" not in problem
 
 
+def kubelet(engine: str, reason: str = "") -> dict[str, Any]:
+    """What the module kubelet_engine_info answered."""
+    return {"engine": engine, "reason": reason}
+
+
 @pytest.mark.parametrize(
-    ("engines", "kubelet", "asked", "expected"),
+    ("engines", "talks_to", "asked", "expected"),
     [
         (" docker containerd", "", "auto", ["docker"]),
+        (" docker containerd", "docker", "auto", ["docker"]),
         (" docker containerd", "containerd", "auto", ["docker", "containerd"]),
         (" containerd", "", "auto", ["containerd"]),
         (" crio", "crio", "auto", ["crio"]),
         (" containerd crio", "crio", "auto", ["crio"]),
-        (" docker containerd", "", "containerd", ["containerd"]),
+        (" docker containerd crio", "crio", "auto", ["docker", "crio"]),
+        (" docker containerd", "containerd", "containerd", ["containerd"]),
         (" docker containerd", "", ["docker", "containerd"], ["docker", "containerd"]),
+        (" docker containerd", "embedded", "none", []),
+        ("", "embedded", "none", []),
     ],
 )
-def test_which_engines_are_configured(engines: str, kubelet: str, asked: Any, expected: list[str]) -> None:
-    templar = role_vars({**GOOD, "engines": engines, "kubelet_engine": kubelet}, nvidia_docker_engine=asked)
+def test_which_engines_are_configured(engines: str, talks_to: str, asked: Any, expected: list[str]) -> None:
+    templar = role_vars(
+        {**GOOD, "engines": engines}, nvidia_docker_engine=asked, __nvidia_docker_kubelet=kubelet(talks_to)
+    )
     assert ask(templar, "_nvidia_docker_engines") == expected
+    assert ask(templar, "_nvidia_docker_problems") == []
+
+
+@pytest.mark.parametrize("engines", [" docker containerd", ""])
+def test_a_kubelet_with_a_containerd_of_its_own_is_refused_with_the_way_out(engines: str) -> None:
+    found = kubelet("embedded", "k3s runs a containerd of its own")
+    look = {**GOOD, "engines": engines}
+    [problem] = ask(role_vars(look, __nvidia_docker_kubelet=found), "_nvidia_docker_problems")
+    assert problem.startswith(
+        "k3s runs a containerd of its own, which it configures itself; set nvidia_docker_engine to none"
+    )
 
 
 FOUR = [

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import stat
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.gpuops.k8s.plugins.module_utils import _visibility
+from ansible_collections.gpuops.k8s.plugins.module_utils import _kubelet_engine, _visibility
 from ansible_collections.gpuops.k8s.plugins.modules import gpu_visibility_info as module
 
 DOCKER = """#!/bin/sh
@@ -179,3 +181,63 @@ version = 3
     default, binaries = _visibility.parse_cri(dump)
     assert default == "nvidia"
     assert binaries == {"nvidia": "/usr/bin/nvidia-container-runtime", "runc": ""}
+
+
+def kubelets(monkeypatch, engine, endpoint="", reason="a file says so"):
+    """The kubelet of this machine talks to this engine."""
+    found = _kubelet_engine.Found(engine, endpoint, "kubeadm", "/etc/default/kubelet", reason)
+    monkeypatch.setattr(_kubelet_engine, "find", lambda: found)
+
+
+def test_auto_looks_into_the_kubelets_engine_and_not_into_the_other_one(docker, monkeypatch, tmp_path):
+    ctr = tmp_path / "ctr"
+    ctr.write_text("#!/bin/sh\necho the site has stopped it >&2\nexit 1\n")
+    ctr.chmod(0o755)
+    kubelets(monkeypatch, "containerd")
+    with monkeypatch.context() as only:
+        only.setattr(os.path, "exists", lambda path: path == "/var/run/docker.sock")
+        found, runs = docker(engine="auto", gpus=1)
+    assert (found["engine"], found["broken_link"], runs) == ("containerd", "engine", [])
+    assert found["reason"] == "containerd does not answer: the site has stopped it"
+    kubelets(monkeypatch, "docker")
+    assert docker(engine="auto", asked=["/dev/nvidia0"], gpus=1)[0]["engine"] == "docker"
+
+
+def links(found):
+    return {link["link"]: link["ok"] for link in found["links"]}
+
+
+def test_without_a_kubelet_the_engine_that_is_there_is_taken(docker, monkeypatch):
+    kubelets(monkeypatch, "")
+    monkeypatch.setattr(os.path, "exists", lambda path: path == "/var/run/docker.sock")
+    assert docker(engine="auto", asked=["/dev/nvidia0"], gpus=1)[0]["engine"] == "docker"
+
+
+def test_cri_o_that_answers_is_neither_ok_nor_broken_where_no_container_can_be_started(
+    docker, monkeypatch, tmp_path
+):
+    path = tmp_path / "crio.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        server.listen()
+        kubelets(monkeypatch, "crio", f"unix://{path}")
+        found, runs = docker(engine="auto", gpus=1, strict=True)
+    assert links(found) == {"engine": True, "runtime": None, "isolation": None, "request": None}
+    assert (found["broken_link"], found["isolated"], runs) == (None, None, [])
+    assert "failed" not in found
+    assert "can't be looked at (cri-o)" in found["links"][1]["detail"]
+
+
+def test_cri_o_that_does_not_answer_is_broken(docker, monkeypatch, tmp_path):
+    kubelets(monkeypatch, "crio", f"unix://{tmp_path}/none.sock")
+    assert docker(engine="auto", gpus=1)[0]["broken_link"] == "engine"
+    monkeypatch.setattr(_visibility, "CRIO", f"unix://{tmp_path}/none.sock")
+    assert "journalctl -u crio" in docker(engine="crio", gpus=1)[0]["next_step"]
+
+
+def test_a_containerd_that_the_distribution_brought_is_not_looked_into(docker, monkeypatch):
+    kubelets(monkeypatch, "embedded", reason="k3s runs a containerd of its own")
+    found, runs = docker(engine="auto", gpus=1)
+    assert links(found) == {"engine": None, "runtime": None, "isolation": None, "request": None}
+    assert runs == []
+    assert "k3s" in found["links"][0]["detail"]

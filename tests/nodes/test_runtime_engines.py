@@ -1,0 +1,54 @@
+"""Two engines on a node, other ways to use the runtime, and an engine that fails: the role and verification beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from node_kit import Node, Play
+
+ROLE = """\
+- hosts: gpu_nodes
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: gpuops.k8s.nvidia_docker
+        tasks_from: "{{ entry | default('main') }}"
+"""
+
+
+@pytest.fixture(scope="module")
+def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A playbook of this role alone."""
+    path = tmp_path_factory.mktemp("play") / "role.yml"
+    path.write_text(ROLE)
+    return path
+
+
+@pytest.mark.timeout(900)
+def test_verification_looks_into_the_kubelets_containerd_though_docker_runs_beside_it(
+    make_node: Callable[..., Node], play: Callable[..., Play], tmp_path: Path
+) -> None:
+    node = make_node("both", "--gpus", "2", "--kubelet", "embedded", "--engine", "containerd")
+    node.run("systemctl start docker && docker info >/dev/null")
+    report = tmp_path / "report.json"
+    look: dict[str, object] = {"device_plugin_verify_report": str(report), "device_plugin_verify_timeout": 5}
+    done = play("gpuops.k8s.provision", [node], extra=look)
+    assert done.rc == 0, done.output[-3000:]
+    said = {link["link"]: link["detail"] for link in json.loads(report.read_text())["links"]}
+    assert said["engine"] == "containerd answers"
+    assert said["request"] == "a container that asked for 1 sees 1"
+    refused = play(
+        "gpuops.k8s.provision",
+        [node],
+        extra={"device_plugin_engine": "crio", "device_plugin_deployment": "static_pod"},
+    )
+    assert refused.rc != 0
+    assert refused.changed == 0
+    assert "engine is crio, into which this role loads no image" in " ".join(refused.output.split())
+    on_crio = {"device_plugin_engine": "crio", "device_plugin_verify_fail": False, **look}
+    assert play("gpuops.k8s.verify", [node], extra=on_crio).rc == 0
+    found = json.loads(report.read_text())
+    assert found["broken_link"] == "engine", "nothing listens at CRI-O's socket here"
