@@ -315,7 +315,12 @@ def look(engine, params, result, ways):
     named = None
     unasked = seen(_visibility.NOTHING)
     if not unasked and _visibility.VARIABLE not in ways:
-        named = seen(_visibility.ask(_visibility.VARIABLE, ["all"]))
+        try:
+            named = seen(_visibility.ask(_visibility.VARIABLE, ["all"]))
+        except _visibility.EngineError as error:
+            if "insufficient privileges" not in str(error):  # older toolkits refuse the whole container
+                raise
+            named = []
     result.update(unasked=unasked, named=named, isolated=not unasked and not named)
     yield isolation_link(unasked, named, params["runtime_config"])
     way, refusal = way_link(params, ways)

@@ -19,7 +19,9 @@ DOCKER = """#!/bin/sh
 case "$1" in
   info) echo '{default} {{"nvidia": {{}}, "runc": {{}}}}' ;;
   image) echo 'registry.k8s.io/pause:3.9' ;;
-  run) echo "$@" >> {folder}/runs ;;
+  run)
+    echo "$@" >> {folder}/runs
+    case "$*" in *NVIDIA_VISIBLE_DEVICES=all*) [ -z "{refuses}" ] || {{ echo "{refuses}" >&2; exit 125; }} ;; esac ;;
   inspect) echo 4242 ;;
 esac
 """
@@ -27,12 +29,12 @@ esac
 
 @pytest.fixture
 def docker(tmp_path, monkeypatch, capsys):
-    """`docker(default, asked, unasked, named, config, **options)`: the module's result when containers see these
-    nodes and NVIDIA's runtime has this config.toml."""
+    """`docker(default, asked, unasked, named, config, refuses, **options)`: the module's result when containers see
+    these nodes and NVIDIA's runtime has this config.toml; ``refuses`` is what one that names all GPUs fails with."""
 
-    def run(default="nvidia", asked=(), unasked=(), named=None, config="", **options):
+    def run(default="nvidia", asked=(), unasked=(), named=None, config="", refuses="", **options):
         program = tmp_path / "docker"
-        program.write_text(DOCKER.format(default=default, folder=tmp_path))
+        program.write_text(DOCKER.format(default=default, folder=tmp_path, refuses=refuses))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
         looks = iter([list(look) for look in (unasked, named, asked) if look is not None])
@@ -88,6 +90,16 @@ def test_on_a_hardened_node_it_asks_by_mounts_and_one_that_names_gpus_must_see_n
     assert "NVIDIA_VISIBLE_DEVICES=all" in named and "--volume" not in named
     assert "--volume /dev/null:/var/run/nvidia-container-devices/0" in asking
     assert "--volume /dev/null:/var/run/nvidia-container-devices/1" in asking
+
+
+def test_an_older_toolkit_that_refuses_a_container_with_the_variable_refuses_the_variable(docker):
+    said = (
+        "nvidia-container-cli: insufficient privileges to read device list from NVIDIA_VISIBLE_DEVICES envvar"
+    )
+    found, _runs = docker(config=HARDENED, refuses=said, asked=["/dev/nvidia0"], gpus=1)
+    assert (found["broken_link"], found["named"], found["isolated"]) == (None, [], True)
+    found, _runs = docker(config=HARDENED, refuses="no space left on device", gpus=1)
+    assert found["broken_link"] == "request" and "no space left" in found["reason"]
 
 
 def test_a_hardened_node_whose_runtime_takes_the_variable_all_the_same_is_told(docker):
