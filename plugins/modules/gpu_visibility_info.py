@@ -246,7 +246,8 @@ def runtime_link(params, default, runtimes):
         return _links.Link(
             "runtime", False, f"the default runtime is {default or 'unset'}, not {wanted}", step
         )
-    return _links.Link("runtime", True, f"default runtime {default}")
+    named = f"runtime {params['runtime']} is there; " if params["runtime"] else ""
+    return _links.Link("runtime", True, f"{named}default runtime {default}")
 
 
 def request_link(params, visible):

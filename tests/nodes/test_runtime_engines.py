@@ -1,4 +1,4 @@
-"""Two engines on a node, other ways to use the runtime, and an engine that fails: the role and verification beside each other."""
+"""Two engines on a node, a runtime that has to be named, an engine that fails: the role, and what verification says."""
 
 from __future__ import annotations
 
@@ -52,3 +52,29 @@ def test_verification_looks_into_the_kubelets_containerd_though_docker_runs_besi
     assert play("gpuops.k8s.verify", [node], extra=on_crio).rc == 0
     found = json.loads(report.read_text())
     assert found["broken_link"] == "engine", "nothing listens at CRI-O's socket here"
+
+
+@pytest.mark.timeout(900)
+def test_a_node_whose_runtime_has_to_be_named_is_provisioned_and_verified_by_that_name(
+    make_node: Callable[..., Node], play: Callable[..., Play], tmp_path: Path
+) -> None:
+    node = make_node("named", "--gpus", "2", "--kubelet", "embedded")
+    report = tmp_path / "report.json"
+    extra: dict[str, object] = {
+        "nvidia_docker_default_runtime": False,
+        "nvidia_docker_runtime_name": "gpu",
+        "device_plugin_verify_report": str(report),
+        "device_plugin_verify_timeout": 5,
+    }
+    done = play("gpuops.k8s.provision", [node], extra=extra)
+    assert done.rc == 0, done.output[-3000:]
+    said = {link["link"]: link["detail"] for link in json.loads(report.read_text())["links"]}
+    assert said["runtime"] == "runtime gpu is there; default runtime runc"
+    assert said["request"] == "a container that asked for 1 sees 1"
+    asked = play(
+        "gpuops.k8s.verify",
+        [node],
+        extra={**extra, "device_plugin_verify_default_runtime": "gpu", "device_plugin_verify_runtime": ""},
+    )
+    assert asked.rc != 0
+    assert json.loads(report.read_text())["reason"] == "the default runtime is runc, not gpu"

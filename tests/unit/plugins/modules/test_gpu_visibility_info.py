@@ -64,6 +64,13 @@ def test_another_default_runtime_is_told_and_nothing_is_started(docker):
     assert docker(default="runc", require_default="")[0]["broken_link"] is None
 
 
+def test_a_named_runtime_is_used_and_no_default_is_required_beside_it(docker):
+    found, runs = docker(default="runc", runtime="nvidia", asked=["/dev/nvidia0"], gpus=1)
+    assert found["broken_link"] is None
+    assert all("--runtime nvidia" in run for run in runs)
+    assert docker(runtime="gpu", gpus=1)[0]["reason"] == "docker has no runtime gpu"
+
+
 def test_a_container_that_sees_what_it_did_not_ask_for_is_told(docker):
     found, _runs = docker(unasked=["/dev/nvidia0"], asked=["/dev/nvidia0"], gpus=1)
     assert (found["broken_link"], found["isolated"]) == ("isolation", False)
