@@ -47,10 +47,34 @@ HANDLERS = [
     }
 ]
 PLUGIN = [
+    # A host service's release, and packages, as the roles register them.
+    {
+        "name": "Look at what is installed",
+        "ansible.builtin.stat": {"path": "{{ base }}/opt/current"},
+        "register": "__device_plugin_current",
+    },
+    {
+        "name": "Let it be the current release",
+        "ansible.builtin.file": {
+            "src": "{{ release }}",
+            "dest": "{{ base }}/opt/current",
+            "state": "link",
+            "follow": False,
+            "force": True,
+        },
+        "register": "__device_plugin_release",
+        "when": "release is defined",
+    },
+    {
+        "name": "Upgrade",
+        "ansible.builtin.command": "true",
+        "register": "__nvidia_docker_installed",
+        "when": "nvidia_docker_version is defined",
+    },
     {
         "name": "Add a drop-in",
         "ansible.builtin.copy": {"content": "new", "dest": "{{ base }}/conf.d/99.toml", "mode": "0600"},
-    }
+    },
 ]
 VERIFY = [
     {
@@ -127,6 +151,7 @@ class Fleet:
         shutil.copytree(CHECKOUT / "playbooks", root / "playbooks")
         for host in "abc":
             (folder / host / "conf.d").mkdir(parents=True)
+            (folder / host / "opt").mkdir()
             (folder / host / "daemon.json").write_text("old")
         self.kubectl = folder / "kubectl"
         self.kubectl.write_text(KUBECTL.format(python=sys.executable))
@@ -155,6 +180,7 @@ class Fleet:
             "rollout_files": [
                 {"path": "{{ base }}/daemon.json", "unit": "", "state": ""},
                 {"path": "{{ base }}/conf.d", "unit": "", "state": ""},
+                {"path": "{{ base }}/opt/current", "unit": "", "state": ""},
             ],
         }
         if cluster:
@@ -263,6 +289,70 @@ def test_the_ramp_goes_on_while_fewer_fail_than_allowed(fleet):
     done = fleet.provision(sabotage="verify", rollout_max_fail_percentage=34)
     assert done.returncode != 0, "a failed node fails the run even where it does not stop the ramp"
     assert fleet.new() == "ac" and fleet.cordoned() == "b"
+
+
+def test_a_new_release_of_the_host_service_is_named_and_put_back_where_it_fails(fleet):
+    fleet.provision()
+    for host in "abc":
+        (fleet.folder / host / "opt" / "current").symlink_to("0.1.0-0123-py3.11")
+    done = fleet.provision(sabotage="verify", release="0.1.1-4567-py3.11")
+    assert summary(done) == {
+        "a": "provisioned, 1 files changed, plugin 0.1.0-0123 -> 0.1.1-4567",
+        "b": "rolled back, cordoned, 1 files put back",
+        "c": "untouched",
+    }
+    now = {host: os.readlink(fleet.folder / host / "opt" / "current") for host in "abc"}
+    assert now == {"a": "0.1.1-4567-py3.11", "b": "0.1.0-0123-py3.11", "c": "0.1.0-0123-py3.11"}
+
+
+def test_an_upgrade_of_packages_alone_is_no_unchanged_node_and_said_to_stay(fleet):
+    fleet.provision()
+    done = fleet.provision(sabotage="verify", nvidia_docker_version="1.18.0-1")
+    assert summary(done) == {
+        "a": "provisioned, toolkit none -> 1.18.0-1",
+        "b": "rolled back, cordoned, toolkit none -> 1.18.0-1 stays",
+        "c": "untouched",
+    }
+
+
+def test_what_is_remembered_follows_the_roles_variables_and_where_the_gate_was_found(fleet):
+    paths = {
+        "nvidia_docker_docker_config": "/srv/docker/daemon.json",
+        "nvidia_docker_containerd_dropin": "/srv/containerd/nvidia.toml",
+        "device_plugin_install_dir": "/srv/plugin",
+        "device_plugin_static_pod_dir": "/srv/pods",
+        "device_plugin_config_dir": "/srv/settings",
+        "device_plugin_kubelet_files": ["/srv/kubelet.args"],
+        "__device_plugin_gate": {"service": "k3s-agent", "files": ["/etc/rancher/k3s/config.yaml"]},
+        "__nvidia_docker_look": {"stdout_lines": ["old_sources=/etc/apt/sources.list.d/nvidia-docker.list"]},
+    }
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars_files": [str(CHECKOUT / "playbooks/vars/rollout.yml")],
+        "vars": paths,
+        "tasks": [
+            {
+                "ansible.builtin.copy": {
+                    "content": "{{ _rollout_files | to_json }}",
+                    "dest": f"{fleet.folder}/all",
+                }
+            }
+        ],
+    }
+    (fleet.folder / "play.yml").write_text(yaml.safe_dump([play]))
+    python = f"ansible_python_interpreter={sys.executable}"
+    subprocess.run(
+        [ANSIBLE, "-i", "localhost,", "-c", "local", "-e", python, fleet.folder / "play.yml"], check=True
+    )
+    units = {item["path"]: item["unit"] for item in json.loads((fleet.folder / "all").read_text())}
+    assert units["/srv/docker/daemon.json"] == "docker.service"
+    assert units["/srv/containerd/nvidia.toml"] == "containerd.service"
+    assert units["/srv/plugin/current"] == units["/srv/settings"] == "gpu-device-plugin.service"
+    assert units["/srv/pods/gpu-device-plugin.yaml"] == ""
+    assert units["/srv/kubelet.args"] == units["/etc/rancher/k3s/config.yaml"] == "k3s-agent.service"
+    assert units["/etc/apt/sources.list.d/nvidia-docker.list"] == ""
+    assert "/etc/docker/daemon.json" not in units
 
 
 def test_a_node_that_is_lost_in_its_turn_counts_as_failed_and_stops_the_ramp(fleet):
