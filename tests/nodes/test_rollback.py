@@ -1,0 +1,110 @@
+"""The way back of a host service, and what a run that was killed half-way left behind, on a node with real systemd."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from node_kit import Node, Play
+
+pytestmark = pytest.mark.timeout(900)
+
+OPT = "/opt/gpu-device-plugin"
+
+
+@pytest.fixture(scope="module")
+def node(make_node: Callable[..., Node]) -> Node:
+    return make_node("rollback", "--gpus", "2", "--kubelet", "embedded")
+
+
+@pytest.fixture(scope="module")
+def newer(collections: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the installed collection whose plugin has another version."""
+    other = tmp_path_factory.mktemp("newer") / "collections"
+    shutil.copytree(collections, other)
+    root = other / "ansible_collections/gpuops/k8s"
+    for path in ("files/plugin/src/gpu_device_plugin/__init__.py", "roles/device_plugin/vars/main.yml"):
+        text = (root / path).read_text()
+        assert "0.1.0" in text, f"{path} has another version by now: tell this test"
+        (root / path).write_text(text.replace("0.1.0", "0.1.1"))
+    return other
+
+
+def current(node: Node) -> str:
+    return node.text(f"readlink {OPT}/current")
+
+
+def pid(node: Node) -> str:
+    return node.text("systemctl show gpu-device-plugin --property=MainPID --value")
+
+
+def version(node: Node) -> str:
+    """What the running plugin says of itself."""
+    return node.text(
+        "gpu-device-plugin status --json | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"version\"])'"
+    )
+
+
+def test_a_host_service_whose_upgrade_fails_verification_runs_its_old_release_again(
+    node: Node, play: Callable[..., Play], newer: Path
+) -> None:
+    first = play("gpuops.k8s.provision", [node])
+    assert first.rc == 0, first.output[-3000:]
+    old = current(node)
+    assert version(node) == "0.1.0"
+
+    # The new release counts two GPUs, and three were promised.
+    done = play(
+        "gpuops.k8s.provision",
+        [node],
+        collections=newer,
+        extra={"device_plugin_expected_gpus": 3, "device_plugin_verify_timeout": 3},
+    )
+    assert done.rc != 0
+    assert "rolled back" in done.output, done.output[-3000:]
+    assert current(node) == old
+    assert node.text("systemctl is-active gpu-device-plugin") == "active"
+    assert version(node) == "0.1.0"
+
+    done = play("gpuops.k8s.provision", [node], collections=newer)
+    assert done.rc == 0, done.output[-3000:]
+    assert f"plugin {old.rpartition('-py')[0]} -> 0.1.1-" in done.output, done.output[-3000:]
+    assert version(node) == "0.1.1"
+    # From a release that is older than another one beside it: what runs now is what has to stay.
+    assert old in node.text(f"ls {OPT}").split()
+
+
+def test_a_run_that_was_killed_before_its_restart_is_finished_by_the_next_one_with_one_restart(
+    node: Node, play: Callable[..., Play], newer: Path
+) -> None:
+    service = "/etc/systemd/system/gpu-device-plugin.service"
+    # The old release runs while `current` and the unit are of the new one already.
+    node.run(
+        f"cd {OPT}; new=$(readlink current); old=$(ls -d 0.1.0-*-py*); ln -sfn $old current; "
+        "systemctl restart gpu-device-plugin; ln -sfn $new current"
+    )
+    assert version(node) == "0.1.0" and "0.1.1" in current(node)
+    before = pid(node)
+    done = play("gpuops.k8s.provision", [node], "--tags", "plugin", collections=newer)
+    assert (done.rc, done.changed) == (0, 1), done.output[-3000:]
+    assert version(node) == "0.1.1"
+    assert pid(node) != before
+
+    # The unit was written, and systemd has not read it.
+    node.run(
+        f"cp -p {service} /root/unit; sed -i s/RestartSec=200ms/RestartSec=201ms/ {service}; "
+        f"systemctl daemon-reload; cp /root/unit {service}"
+    )
+    assert node.text("systemctl show gpu-device-plugin -p NeedDaemonReload --value") == "yes"
+    done = play("gpuops.k8s.provision", [node], "--tags", "plugin", collections=newer)
+    assert (done.rc, done.changed) == (0, 1), done.output[-3000:]
+    assert (
+        node.text("systemctl show gpu-device-plugin -p NeedDaemonReload -p RestartUSec --value")
+        == "200ms\nno"
+    )
+
+    running = pid(node)
+    done = play("gpuops.k8s.provision", [node], "--tags", "plugin", collections=newer)
+    assert (done.rc, done.changed, pid(node)) == (0, 0, running), done.output[-3000:]
