@@ -78,3 +78,41 @@ def test_a_node_whose_runtime_has_to_be_named_is_provisioned_and_verified_by_tha
     )
     assert asked.rc != 0
     assert json.loads(report.read_text())["reason"] == "the default runtime is runc, not gpu"
+
+
+@pytest.mark.timeout(900)
+def test_a_docker_that_fails_is_told_with_what_was_put_back_and_whether_it_runs(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("wayback", "--gpus", "2", "--kubelet", "none")
+    drop_in = "/etc/systemd/system/docker.service.d/x.conf"
+    refuse = (
+        f"mkdir -p $(dirname {drop_in}); printf '[Service]\\nExecStartPre=/bin/sh -c "
+        '"! grep -q {word} /etc/docker/daemon.json || {{ echo the-site-says-no-{word}; exit 1; }}"\\n\' '
+        f">{drop_in}; systemctl daemon-reload"
+    )
+    restart: dict[str, object] = {"nvidia_docker_apply": "restart", "nvidia_docker_wait": 5}
+
+    def said(**extra: object) -> str:
+        done = play(role, [node], extra={**restart, **extra})
+        assert done.rc != 0
+        return " ".join(done.output.split())
+
+    before = node.text("cat /etc/docker/daemon.json")
+    # It starts with no file at all: neither with the new one nor with the old one.
+    node.run(refuse.format(word="json-file"))
+    dead = said()
+    assert "the old files are back, and IT DOES NOT RUN" in dead
+    assert "the-site-says-no-json-file" in dead, "the log's tail is there though the way back failed too"
+    assert node.text("cat /etc/docker/daemon.json") == before
+    node.run(f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed docker; systemctl start docker")
+    # An earlier run has written the file and not applied it: nothing is there to be put back.
+    assert play(role, [node], extra={"nvidia_docker_apply": "none"}).rc == 0
+    node.run(refuse.format(word="nvidia"))
+    nothing = said()
+    assert "no file was put back, since this run has changed none" in nothing
+    assert "the old files are back" not in nothing
+    assert "IT DOES NOT RUN" in nothing
+    node.run(f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed docker")
+    assert play(role, [node], extra=restart).rc == 0
+    assert node.text("docker info -f '{{.DefaultRuntime}}'") == "nvidia"

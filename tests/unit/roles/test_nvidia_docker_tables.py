@@ -217,3 +217,24 @@ def test_links_are_right_only_with_both_files_as_they_are_here() -> None:
 def test_the_key_on_the_node_is_what_the_look_sent() -> None:
     templar = role_vars({**GOOD, "key": base64.b64encode(b"-----BEGIN x\n").decode()})
     assert ask(templar, "_nvidia_docker_key_on_node") == "-----BEGIN x\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "runs", "words"),
+    [
+        ([{"path": "/etc/docker/daemon.json", "backup": "x"}], True, "the old files are back and it runs with them."),
+        ([{"path": "/etc/docker/daemon.json", "backup": "x"}], False, "the old files are back, and IT DOES NOT RUN (no start)."),
+        ([], True, "no file was put back, since this run has changed none"),
+        ([], False, "and IT DOES NOT RUN (no start). Look at journalctl -u docker."),
+    ],
+)  # fmt: skip
+def test_what_is_said_after_an_engine_has_failed(files: list[Any], runs: bool, words: str) -> None:
+    templar = role_vars(
+        GOOD,
+        __nvidia_docker_change={"item": "docker", "backup_files": files},
+        __nvidia_docker_answer={"rc": 0 if runs else 1, "stderr": "no socket"},
+        __nvidia_docker_old={"msg": "no\nstart"},
+    )
+    said = ask(templar, "_nvidia_docker_way_back")
+    assert words in said
+    assert ("IT DOES NOT RUN" in said) is not runs
