@@ -121,6 +121,38 @@ def test_the_gate_is_mended_where_it_is_off_with_one_restart(
     assert kept in node.text(f"cat {path}")
 
 
+SERVICE: dict[str, object] = {"device_plugin_deployment": "service"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_provision_mends_it_with_one_restart_and_the_gpus_are_offered(
+    node: Node, play: Callable[..., Play], place: str
+) -> None:
+    path, breaks, _kept = PLACES[place]
+    node.run(f"{breaks}; systemctl daemon-reload; systemctl restart kubelet")
+    before = int(node.text(STARTS))
+    done = play("gpuops.k8s.provision", [node], extra=SERVICE)  # which verifies in the end
+    assert done.rc == 0, done.output[-3000:]
+    assert int(node.text(STARTS)) == before + 1
+    assert "DevicePlugins" in node.text(f"cat {path}")
+    assert "DevicePlugins=false" not in node.text(f"cat {path}")
+
+
+def test_provision_for_a_kubelet_of_1_28_takes_the_leftover_away_everywhere_with_one_restart(
+    node: Node, play: Callable[..., Play]
+) -> None:
+    breaks = "; ".join(breaks for _path, breaks, _kept in PLACES.values())
+    node.run(f"{breaks}; systemctl daemon-reload; systemctl restart kubelet")
+    before = int(node.text(STARTS))
+    extra = {**SERVICE, "device_plugin_target_kubelet_version": "1.28"}
+    done = play("gpuops.k8s.provision", [node], extra=extra)
+    assert done.rc == 0, done.output[-3000:]
+    assert int(node.text(STARTS)) == before + 1
+    for path, _breaks, kept in PLACES.values():
+        text = node.text(f"cat {path}")
+        assert "DevicePlugins" not in text and kept in text
+
+
 def test_a_kubelet_that_does_not_come_up_gets_its_old_file_back(
     node: Node, gate: Callable[..., tuple]
 ) -> None:
