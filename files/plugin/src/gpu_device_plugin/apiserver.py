@@ -253,10 +253,7 @@ class Reporter:
             if told is None:
                 # Of a plugin before this one: its time of transition stays when nothing has changed since. An empty
                 # patch answers with the Node and needs no right to read it.
-                node = self._patch({})
-                if node is None:
-                    continue
-                last = written(node)
+                last = written(self._patch({}) or b"")
                 since = last[1] if last is not None and last[0] == current.status else stamp(now)
             elif current.status != told.status:
                 since = stamp(now)
