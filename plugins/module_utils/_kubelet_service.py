@@ -9,10 +9,12 @@ import os
 import time
 import urllib.error
 import urllib.request
-from typing import Any, Optional, Tuple
+from typing import Any, Iterable, List, Optional, Tuple
 
 from . import _gate_places as gate_places
 from . import _gate_table as gate_table
+from . import _gate_text as gate_text
+from ._daemon_flags import start_ticks
 
 
 class Service:
@@ -29,6 +31,12 @@ class Service:
         """ActiveState of the unit, as systemd says it."""
         command = [self.systemctl, "show", self.unit, "--property=ActiveState", "--value"]
         return str(self.module.run_command(command)[1]).strip()
+
+    def main_pid(self) -> Optional[int]:
+        """Pid of the process that runs; None when there is none."""
+        command = [self.systemctl, "show", self.unit, "--property=MainPID", "--value"]
+        pid = str(self.module.run_command(command)[1]).strip()
+        return int(pid) if pid.isdigit() and pid != "0" else None
 
     def restart(self, reload_units: bool) -> Optional[str]:
         """Restarts; None when healthz answered in time, else what is wrong."""
@@ -72,6 +80,32 @@ def healthz_problem(url: str) -> Optional[str]:
             return None if answer.status == 200 else "status {0}".format(answer.status)
     except (urllib.error.URLError, OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
+
+
+def gate_of_process(pid: int, gate: str, proc: str = "/proc") -> Optional[bool]:
+    """What the flags of a running kubelet say of a gate; None when they don't name it, or it is gone."""
+    try:
+        with open(os.path.join(proc, str(pid), "cmdline"), encoding="utf-8", errors="replace") as stream:
+            words = stream.read().split("\0")
+    except OSError:
+        return None
+    text = "\n".join(words).replace("--feature-gates\n", "--feature-gates=")
+    found = gate_text.find(text, gate, gate_text.ARGS)
+    return found[-1].value if found else None
+
+
+def newer_than_process(pid: int, paths: Iterable[str], proc: str = "/proc") -> List[str]:
+    """Those of the files that changed over a second after the process started (wall clock): it has not read them."""
+    ticks = start_ticks(pid, proc)
+    try:
+        with open(os.path.join(proc, "stat"), encoding="ascii") as stream:
+            boot = next(int(line.split()[1]) for line in stream if line.startswith("btime "))
+    except (OSError, StopIteration):
+        return []
+    if ticks is None:
+        return []
+    started = boot + ticks / os.sysconf("SC_CLK_TCK")
+    return [path for path in paths if os.path.exists(path) and os.stat(path).st_mtime > started + 1]
 
 
 def kubelet_version(module: Any, distribution: str) -> Tuple[int, int]:

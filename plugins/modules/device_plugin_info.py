@@ -213,6 +213,7 @@ from ansible_collections.gpuops.k8s.plugins.module_utils import (
     _gate_places,
     _gate_table,
     _grpc_probe,
+    _kubelet_service,
     _kubelet_view,
     _links,
 )
@@ -245,8 +246,8 @@ def healthz(url):
         return f"{url}: {getattr(error, 'reason', error)}"
 
 
-def gate_link(version_text):
-    """(link, address of healthz) from the files on the node."""
+def gate_link(module, version_text, socket_state):
+    """(link, address of healthz) from the files on the node, and from what the kubelet that runs has read of them."""
     places = _gate_places.find_places("/")
     texts, mentions, effective = _gate_places.survey("/", places, _gate_table.GATE)
     url = _gate_places.healthz_url(texts)
@@ -258,14 +259,37 @@ def gate_link(version_text):
     row = _gate_table.rule(version)
     if not row.offered:
         return _links.Link("gate", False, decision.reason, "use a newer kubelet"), url
-    if decision.action == _gate_table.KEEP:
-        return _links.Link("gate", True, decision.reason), url
-    if decision.action == _gate_table.REMOVE and row.true_is == "warning" and effective is not False:
-        return _links.Link("gate", True, decision.reason), url
+    if decision.action == _gate_table.KEEP or (
+        decision.action == _gate_table.REMOVE and row.true_is == "warning" and effective is not False
+    ):
+        return unread(module, places, socket_state) or _links.Link("gate", True, decision.reason), url
     where = ", ".join(f"{place.path}:{entry.line}" for place, entry in mentions)
     reason = f"{decision.reason} ({where})" if where else decision.reason
     step = "run the role device_plugin, or the module kubelet_feature_gate with restart: true"
     return _links.Link("gate", False, reason, step), url
+
+
+def unread(module, places, socket_state):
+    """The broken link of a kubelet that was not restarted since its files were mended; None when nothing says so.
+
+    A newer file alone says little, since most settings have nothing to do with the gate. With it off there is no
+    kubelet.sock.
+    """
+    unit = _gate_places.service("/", _gate_places.detect("/"))
+    systemctl = module.get_bin_path("systemctl")
+    pid = _kubelet_service.Service(module, unit, "", 0).main_pid() if systemctl else None
+    if pid is None:
+        return None
+    step = f"restart the kubelet: `systemctl restart {unit}`"
+    if _kubelet_service.gate_of_process(pid, _gate_table.GATE) is False:
+        flag = f"--feature-gates={_gate_table.GATE}=false"
+        reason = f"the kubelet (pid {pid}) runs with {flag}, which no file says any more: device plugins are off (K16)"
+        return _links.Link("gate", False, reason, step)
+    newer = _kubelet_service.newer_than_process(pid, [place.path for place in places if place.used])
+    if newer and socket_state == _grpc_probe.MISSING:
+        reason = f"there is no kubelet.sock, and {', '.join(newer)} changed after the kubelet (pid {pid}) had started"
+        return _links.Link("gate", False, reason, step)
+    return None
 
 
 def _gate_table_unknown(error):
@@ -313,10 +337,11 @@ def is_ready(node):
     return None
 
 
-def look(params, version):
+def look(module, params, version):
     """One View of the node, and the link of the API server when it could not be asked."""
-    gate, url = gate_link(version)
     directory = params["plugin_dir"]
+    kubelet_socket = _grpc_probe.state_of(os.path.join(directory, _kubelet_view.KUBELET_SOCKET))
+    gate, url = gate_link(module, version, kubelet_socket)
     node, trouble = params["node"], None
     if node is None and params["kubectl"]:
         try:
@@ -333,7 +358,7 @@ def look(params, version):
         kubelet=healthz(params["healthz_url"] or url),
         gate=gate,
         directory=os.path.isdir(directory),
-        kubelet_socket=_grpc_probe.state_of(os.path.join(directory, _kubelet_view.KUBELET_SOCKET)),
+        kubelet_socket=kubelet_socket,
         sockets=_kubelet_view.list_sockets(directory),
         checkpoint=checkpoint,
         checkpoint_problem=checkpoint_problem,
@@ -361,7 +386,7 @@ def main():
     start = time.monotonic()
     while True:
         try:
-            view, trouble = look(params, version)
+            view, trouble = look(module, params, version)
         except (OSError, ValueError) as error:
             module.fail_json(msg=f"{error}; run as root, on the node")
         resources = _kubelet_view.resources_of(view, params["resources"], expect)

@@ -18,9 +18,9 @@ description:
   - For C(DevicePlugins) it knows from the kubelet's version whether the gate is needed (1.8 and 1.9), harmless (1.10
     to 1.25),
     locked (1.26 and 1.27) or stops the kubelet (1.28 and later).
-  - The kubelet is restarted only with O(restart=true), once, and only if something changed. When it does not come up
-    again the old files are
-    put back, the kubelet is restarted with them, and the module fails with the last lines of its log.
+  - The kubelet is restarted only with O(restart=true), once, and only if something changed, in this run or in one that
+    was killed before its restart. When it does not come up again the old files are put back, the kubelet is restarted
+    with them, and the module fails with the last lines of its log.
 extends_documentation_fragment:
   - gpuops.k8s.attributes
   - gpuops.k8s.attributes.change_module
@@ -230,6 +230,7 @@ import traceback
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import _files
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_mark as gate_mark
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_places as places_of
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_table as table
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as text_of
@@ -261,13 +262,36 @@ ARGUMENTS = {
 KEEP_BYTES = "surrogateescape"  # as places are read: bytes that are no UTF-8 stay what they are
 
 
-def apply_edits(module, edits, before, service, result):
-    """Writes, restarts if asked, and puts everything back when the kubelet does not come up."""
+def old_texts(edits, before, mark):
+    """{path: text to go back to} for what is written now and for what a run before wrote and no kubelet has read."""
     old = {path: before[path] if os.path.exists(path) else None for path in edits}
+    for path, text in mark.get("before", {}).items():
+        now = before[path] if path in edits else places_of.read_text("/", path)
+        if now == mark["after"].get(path):  # else somebody has changed it since: theirs to keep
+            old[path] = text
+    return old
+
+
+def apply_edits(module, edits, before, service, result, mark):  # noqa: PLR0917
+    """Writes, restarts if asked, and puts everything back when the kubelet does not come up.
+
+    ``mark``: of a run that wrote and did not restart; {} where there was none.
+    """
+    gate = module.params["name"]
+    old = old_texts(edits, before, mark)
     if module.params["backup"]:
-        result["backup_files"] = [module.backup_local(path) for path in edits if old[path] is not None]
-    _files.replace_all(module, edits, old, errors=KEEP_BYTES)
-    result["changed"] = True
+        kept = [path for path in edits if os.path.exists(path)]
+        result["backup_files"] = [module.backup_local(path) for path in kept]
+    if edits:
+        now = {path: before[path] if os.path.exists(path) else None for path in edits}
+        begun = gate_mark.begun(old, {**mark.get("after", {}), **edits})
+        gate_mark.save(module, gate, begun)
+        try:
+            _files.replace_all(module, edits, now, errors=KEEP_BYTES)
+        except _files.FileError:
+            gate_mark.save(module, gate, mark)
+            raise
+        gate_mark.save(module, gate, gate_mark.written(begun))
     result["restart_required"] = True
     if not module.params["restart"]:
         return
@@ -275,22 +299,25 @@ def apply_edits(module, edits, before, service, result):
     if was in ("inactive", ""):
         result["restart_required"] = False
         result["notes"].append("{0} is stopped and was left so".format(service.unit))
+        gate_mark.save(module, gate, {})
         return
-    reload_units = any("/systemd/" in path for path in edits)
+    reload_units = any("/systemd/" in path for path in old)
     problem = service.restart(reload_units)
     if problem is None:
         result["restarted"] = True
         result["restart_required"] = False
+        gate_mark.save(module, gate, {})
         return
     tail = service.log_tail()
     _files.put_back(module, old, errors=KEEP_BYTES)
     again = service.restart(reload_units)
+    gate_mark.save(module, gate, {})
     result["changed"] = False
     result["after"] = result["before"]
     module.fail_json(
         msg="{0}; {1} put back{2}. Last lines of its log:\n{3}".format(
             problem,
-            ", ".join(edits),
+            ", ".join(old),
             " and the kubelet is well again"
             if again is None
             else ", but the kubelet is not well with them either",
@@ -362,11 +389,25 @@ def run(module):
     result = report(decision, version, effective, mentions, edits, before, unit)
     if module._diff:
         result["diff"] = diff_of(result)
-    if edits and not module.check_mode:
-        service = Service(
-            module, unit, params["healthz_url"] or places_of.healthz_url(texts), params["timeout"]
-        )
-        apply_edits(module, edits, before, service, result)
+    mark = gate_mark.load(params["name"])
+    if edits or mark:
+        url = params["healthz_url"] or places_of.healthz_url(texts)
+        service = Service(module, unit, url, params["timeout"])
+        stale = mark and not gate_mark.unread(mark, service.main_pid(), service.active_state())
+        mark = {} if stale else mark
+        if mark:
+            result["restart_required"] = True
+            result["changed"] = bool(edits) or params["restart"]
+            result["notes"].append(
+                "{0}: an earlier run wrote it and died before {1} was restarted".format(
+                    ", ".join(mark["after"]), unit
+                )
+            )
+        if not module.check_mode:
+            if edits or mark:
+                apply_edits(module, edits, before, service, result, mark)
+            else:
+                gate_mark.save(module, params["name"], {})
     module.exit_json(**result)
 
 

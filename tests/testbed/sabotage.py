@@ -136,10 +136,17 @@ ALL = (
     ),
     Sabotage("xid_79", "healthy", gpu_breaks=("xid", "3", "79"), gpu_mends=("show",), mends=f"systemctl stop gpu-device-plugin; rm -rf /var/lib/gpu-device-plugin/*; {RESTART_PLUGIN}", says="79"),
     Sabotage(
-        "gate_mended_on_disk_and_no_restart", "kubelet_socket",
+        "gate_mended_on_disk_and_no_restart", "gate",
         f"cp -p /etc/default/kubelet /root/kubelet.env 2>/dev/null; echo 'KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=false' >> /etc/default/kubelet; {RESTART_KUBELET}; "
         "timeout 20 sh -c 'until curl -sf 127.0.0.1:10248/healthz; do sleep 0.1; done'; sed -i '$d' /etc/default/kubelet",
         f"rm -f /root/kubelet.env; {RESTART_KUBELET}", says="K16",
+    ),
+    Sabotage(
+        "gate_mended_in_the_configuration_and_no_restart", "gate",
+        "cp -p /var/lib/kubelet/config.yaml /root/config.yaml; printf 'featureGates:\n  DevicePlugins: false\n' >> /var/lib/kubelet/config.yaml; "
+        f"{RESTART_KUBELET}; timeout 20 sh -c 'until curl -sf 127.0.0.1:10248/healthz; do sleep 0.1; done'; "
+        "cp /root/config.yaml /var/lib/kubelet/config.yaml; touch -d '+5 seconds' /var/lib/kubelet/config.yaml",
+        f"mv /root/config.yaml /var/lib/kubelet/config.yaml; {RESTART_KUBELET}", says="config.yaml changed after the kubelet",
     ),
     Sabotage(
         "device_plugin_directory_replaced", "kubelet_socket",
