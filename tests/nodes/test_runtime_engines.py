@@ -31,8 +31,11 @@ def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_verification_looks_into_the_kubelets_containerd_though_docker_runs_beside_it(
     make_node: Callable[..., Node], play: Callable[..., Play], tmp_path: Path
 ) -> None:
-    node = make_node("both", "--gpus", "2", "--kubelet", "embedded", "--engine", "containerd")
-    node.run("systemctl start docker && docker info >/dev/null")
+    node = make_node("both", "--gpus", "2", "--kubelet", "embedded")
+    node.run(
+        "sed -i s,/run/cri-dockerd.sock,/run/containerd/containerd.sock, /var/lib/kubelet/kubeadm-flags.env; "
+        "docker save gpuops/pause:1 | ctr -n k8s.io images import -"
+    )
     report = tmp_path / "report.json"
     look: dict[str, object] = {"device_plugin_verify_report": str(report), "device_plugin_verify_timeout": 5}
     done = play("gpuops.k8s.provision", [node], extra=look)
@@ -116,3 +119,88 @@ def test_a_docker_that_fails_is_told_with_what_was_put_back_and_whether_it_runs(
     node.run(f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed docker")
     assert play(role, [node], extra=restart).rc == 0
     assert node.text("docker info -f '{{.DefaultRuntime}}'") == "nvidia"
+
+
+@pytest.mark.timeout(600)
+def test_remove_leaves_the_links_that_others_have_made(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("links", "--gpus", "2", "--kubelet", "none")
+    node.run("find /dev/char -lname '../nvidia*' -delete 2>/dev/null; mkdir -p /dev/char")
+    node.run(
+        "ln -s ../nvidia0 /dev/char/$(printf %d:%d 0x$(stat -c %t /dev/nvidia0) 0x$(stat -c %T /dev/nvidia0))"
+    )
+    listed = "find /dev/char -lname '../nvidia*' -printf '%f %l\\n' | sort"
+    before = node.text(listed)
+    assert len(before.splitlines()) == 1
+    assert play(role, [node]).rc == 0
+    assert len(node.text(listed).splitlines()) >= 4
+    assert play(role, [node]).changed == 0
+    assert play(role, [node], extra={"entry": "remove"}).rc == 0
+    assert node.text(listed) == before
+    assert node.text("ls -A /run/gpuops 2>/dev/null || true") == ""
+
+
+@pytest.mark.timeout(600)
+def test_a_cdi_specification_is_made_anew_for_a_new_driver_and_never_over_the_administrators(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("cdi", "--gpus", "2", "--kubelet", "none")
+    extra: dict[str, object] = {"nvidia_docker_cdi": True, "nvidia_docker_engine": "none"}
+    spec = "/etc/cdi/nvidia.yaml"
+    assert play(role, [node], extra=extra).rc == 0
+    made = node.text(f"cat {spec}")
+    assert "nvidia.com/gpu" in made
+    assert play(role, [node], extra=extra).changed == 0
+    # The driver is updated; what the old specification names is gone.
+    node.run(
+        f"echo stale >{spec}; sed -i -E 's/[0-9]+[.][0-9]+([.][0-9]+)?/999.1/' /proc/driver/nvidia/version"
+    )
+    foretold = play(role, [node], "--check", extra=extra)
+    assert "would make /etc/cdi/nvidia.yaml for driver 999.1, 2 GPUs; it was made for driver" in " ".join(
+        foretold.output.split()
+    )
+    assert node.text(f"cat {spec}") == "stale"
+    assert play(role, [node], extra=extra).rc == 0
+    assert node.text(f"cat {spec}") == made
+    assert play(role, [node], extra={"entry": "remove", **extra}).rc == 0
+    assert node.run(f"test -e {spec}", check=False).returncode == 1
+    node.run(f"mkdir -p /etc/cdi; echo mine >{spec}")
+    assert play(role, [node], extra=extra).rc == 0
+    assert play(role, [node], extra={"entry": "remove", **extra}).rc == 0
+    assert node.text(f"cat {spec}") == "mine"
+
+
+@pytest.mark.timeout(600)
+def test_a_daemon_reload_is_looked_at_in_containerd_too(
+    make_node: Callable[..., Node], play: Callable[..., Play], role: Path
+) -> None:
+    node = make_node("creload", "--gpus", "2", "--kubelet", "none", "--engine", "containerd")
+    look: dict[str, object] = {"nvidia_docker_verify_daemon_reload": True}
+    for extra, words in (
+        ({}, "nvidia_docker_verify_image is empty"),
+        (
+            {"nvidia_docker_verify_image": "gpuops/workload:1", "nvidia_docker_engine": "none"},
+            "neither docker nor containerd",
+        ),
+    ):
+        refused = play(role, [node], extra={**look, **extra})
+        assert (refused.rc != 0, refused.changed) == (True, 0)
+        assert words in " ".join(refused.output.split())
+    look["nvidia_docker_verify_image"] = "gpuops/workload:1"
+    done = play(role, [node], extra=look)
+    assert done.rc == 0, done.output
+    assert "gpuops-daemon-reload" not in node.text(
+        "ctr -n k8s.io containers ls -q; ctr -n k8s.io tasks ls -q"
+    )
+    # A container that can't open each of its GPUs after the reload is told: here a broken one comes with it.
+    node.run(
+        "mv /usr/bin/systemctl /usr/bin/systemctl.real; cat >/usr/bin/systemctl <<'EOT'\n"
+        "#!/bin/sh\npid=$(ctr -n k8s.io tasks ls | awk '/gpuops-daemon-reload/ {print $2}')\n"
+        '[ -z "$pid" ] || ln -sf /none /proc/$pid/root/dev/nvidia9\nexec /usr/bin/systemctl.real "$@"\nEOT\n'
+        "chmod 755 /usr/bin/systemctl"
+    )
+    lost = play(role, [node], extra=look)
+    assert lost.rc != 0
+    assert "a daemon-reload took the GPU from a running container" in " ".join(lost.output.split())
+    assert "gpuops-daemon-reload" not in node.text("ctr -n k8s.io containers ls -q")

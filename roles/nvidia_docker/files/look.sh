@@ -38,7 +38,8 @@ elif command -v rpm >/dev/null 2>&1; then
   locks=$(cat /etc/yum/pluginconf.d/versionlock.list /etc/dnf/plugins/versionlock.list /etc/dnf/versionlock.toml /etc/zypp/locks 2>/dev/null)
   held=
   for package in "$@"; do
-    printf '%s\n' "$locks" | grep -qE "(^|[\"[:space:]:])$package([-\"[:space:]]|\$)" && held="$held $package"
+    # A version begins with a number: nvidia-container-toolkit-base is no lock of nvidia-container-toolkit.
+    printf '%s\n' "$locks" | grep -qE "(^|[\"[:space:]:])$package(-[0-9]|[\"[:space:]]|\$)" && held="$held $package"
   done
   echo "held=$held"
 fi
@@ -73,6 +74,13 @@ for node in /dev/nvidia[0-9]* /dev/nvidiactl /dev/nvidia-modeset /dev/nvidia-uvm
   [ -e "$link" ] || missing=$((missing + 1))
 done
 echo "links_missing=$missing"
+
+# As in vars/main.yml: the specification for CDI, and what ours was made for.
+cdi=none
+[ -e /etc/cdi/nvidia.yaml ] && cdi=theirs
+[ $cdi = theirs ] && [ -f /var/lib/gpuops/cdi-made-for ] && cdi=ours
+echo "cdi=$cdi"
+[ $cdi = ours ] && echo "cdi_made_for=$(cat /var/lib/gpuops/cdi-made-for)"
 
 # What NVIDIA's runtime accepts: root keys, before the first table; its defaults where there is no line.
 accepts() {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,8 @@ def test_the_key_on_the_node_is_what_the_look_sent() -> None:
 @pytest.mark.parametrize(
     ("files", "runs", "words"),
     [
-        ([{"path": "/etc/docker/daemon.json", "backup": "x"}], True, "the old files are back and it runs with them."),
-        ([{"path": "/etc/docker/daemon.json", "backup": "x"}], False, "the old files are back, and IT DOES NOT RUN (no start)."),
+        ([{"path": "/d.json", "backup": "x"}], True, "the old files are back and it runs with them."),
+        ([{"path": "/d.json", "backup": "x"}], False, "the old files are back, and IT DOES NOT RUN (no start)."),
         ([], True, "no file was put back, since this run has changed none"),
         ([], False, "and IT DOES NOT RUN (no start). Look at journalctl -u docker."),
     ],
@@ -238,3 +239,71 @@ def test_what_is_said_after_an_engine_has_failed(files: list[Any], runs: bool, w
     said = ask(templar, "_nvidia_docker_way_back")
     assert words in said
     assert ("IT DOES NOT RUN" in said) is not runs
+
+
+RPM_NODE = """
+command() { [ "$2" = rpm ]; }
+rpm() { :; }
+cat() { case " $* " in *versionlock*) printf '%s\\n' "$LOCKS" ;; *) /bin/cat "$@" ;; esac; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("locks", "held"),
+    [
+        ("nvidia-container-toolkit-base-0:1.18.0-1.*", ["nvidia-container-toolkit-base"]),
+        ("0:nvidia-container-toolkit-1.18.0-1.*", ["nvidia-container-toolkit"]),
+        ('name = "nvidia-container-toolkit"', ["nvidia-container-toolkit"]),
+        ("solvable_name: nvidia-container-toolkit-base", ["nvidia-container-toolkit-base"]),
+        ("\n".join(f"{name}-0:1.18.0-1.*" for name in FOUR), FOUR),
+        ("", []),
+    ],
+)
+def test_a_lock_of_an_rpm_package_is_no_lock_of_one_whose_name_it_begins_with(
+    locks: str, held: list[str]
+) -> None:
+    done = subprocess.run(
+        ["sh", "-s", "--", "none", "none", *FOUR],
+        input=RPM_NODE + (ROLE / "files/look.sh").read_text(),
+        env={"LOCKS": locks, "PATH": "/usr/bin:/bin"}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("held=")]
+    assert line.removeprefix("held=").split() == held
+
+
+@pytest.mark.parametrize(
+    ("engines", "talks_to", "taken"),
+    [
+        (["docker", "containerd"], "containerd", "containerd"), (["docker", "containerd"], "", "docker"),
+        (["containerd"], "docker", "containerd"), (["crio"], "crio", ""),
+    ],
+)  # fmt: skip
+def test_where_a_daemon_reload_is_looked_at(engines: list[str], talks_to: str, taken: str) -> None:
+    templar = role_vars(
+        {**GOOD, "engines": "docker containerd crio"}, nvidia_docker_engine=engines, nvidia_docker_verify_image="a:1",
+        nvidia_docker_verify_daemon_reload=True, __nvidia_docker_kubelet=kubelet(talks_to),
+    )  # fmt: skip
+    assert ask(templar, "_nvidia_docker_reload_engine") == taken
+    assert len(ask(templar, "_nvidia_docker_problems")) == (0 if taken else 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "full"),
+    [("a:1", "docker.io/library/a:1"), ("b/a:1", "docker.io/b/a:1"), ("r.x/a:1", "r.x/a:1"), ("r:5/a", "r:5/a")],
+)  # fmt: skip
+def test_ctr_gets_an_image_with_its_registry(asked: str, full: str) -> None:
+    assert ask(role_vars(GOOD, nvidia_docker_verify_image=asked), "_nvidia_docker_reload_image") == full
+
+
+@pytest.mark.parametrize(
+    ("look", "due"),
+    [
+        ({"cdi": "none"}, True),
+        ({"cdi": "theirs"}, False),
+        ({"cdi": "ours", "cdi_made_for": "driver 570.1, 2 GPUs"}, False),
+        ({"cdi": "ours", "cdi_made_for": "driver 560.9, 2 GPUs"}, True),
+        ({"cdi": "ours", "cdi_made_for": "driver 570.1, 1 GPUs"}, True),
+    ],
+)
+def test_when_a_cdi_specification_is_made(look: dict[str, str], due: bool) -> None:
+    assert ask(role_vars({**GOOD, **look}), "_nvidia_docker_cdi_due") is due
