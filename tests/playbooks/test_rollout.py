@@ -435,6 +435,16 @@ def test_nodes_are_drained_by_choice_and_come_back(fleet):
     assert fleet.cordoned() == ""
 
 
+@pytest.mark.parametrize("choice", ["rollout_drain", "rollout_cordon"])
+def test_cordon_and_drain_are_refused_before_any_change_where_there_is_no_control_host(fleet, choice):
+    done = fleet.provision("-e", f"{choice}=true", cluster=False)
+    assert done.returncode != 0 and fleet.new() == ""
+    said = " ".join(done.stdout.split())
+    assert f"a: {choice} is on, and device_plugin_control_host is empty" in said
+    assert "set it to a host with kubectl" in said
+    assert fleet.provision("-e", f"{choice}=false", cluster=False).returncode == 0
+
+
 def test_a_disruption_budget_that_forbids_the_drain_leaves_the_node_as_it_was(fleet):
     fleet.set_nodes({host: {} for host in "abc"}, labels={"b": {"pdb": "1"}})
     done = fleet.provision(rollout_drain=True)
