@@ -152,6 +152,36 @@ def test_up_to_eight_gpus_the_answer_is_that_of_brute_force(
     assert found == best_by_brute_force(rows, free, must, size)
 
 
+def drawn(count: int, seed: int) -> list[tuple[int, ...]]:
+    """A matrix of scores without any order in it."""
+    chance = random.Random(seed)
+    rows = [[0] * count for _ in range(count)]
+    for a, b in combinations(range(count), 2):
+        rows[a][b] = rows[b][a] = chance.choice([10, 20, 50, 110, 210])
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_all_eight_gpus_are_answered_as_by_brute_force(size: int) -> None:
+    everyone = list(range(EXACT))
+    for seed in range(12):
+        rows = drawn(EXACT, seed)
+        expected = best_by_brute_force(list(map(list, rows)), everyone, set(), size)
+        assert best_set(rows, everyone, frozenset(), size) == expected
+
+
+def test_of_ten_gpus_without_any_order_most_requests_leave_the_best_sets_behind() -> None:
+    everyone = list(range(10))
+    best = 0
+    for seed in range(40):
+        rows = drawn(10, seed)
+        size = 2 + seed % 3
+        found = best_set(rows, everyone, frozenset(), size)
+        cells = list(map(list, rows))
+        best += worth(cells, everyone, found, size)[0] == best_cut(cells, tuple(everyone), size)
+    assert best >= 28
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(9, 10), st.integers(2, 4), st.randoms(use_true_random=False))
 def test_above_eight_gpus_a_tree_of_switches_is_still_answered_as_by_brute_force(
