@@ -12,11 +12,17 @@ from node_kit import Node, Play
 pytestmark = pytest.mark.timeout(900)
 
 OPT = "/opt/gpu-device-plugin"
+WRITE_ONLY = """
+- hosts: gpu_nodes
+  gather_facts: false
+  tasks: [{gpuops.k8s.kubelet_feature_gate: {restart: false}}]
+"""
 
 
 @pytest.fixture(scope="module")
 def node(make_node: Callable[..., Node]) -> Node:
-    return make_node("rollback", "--gpus", "2", "--kubelet", "embedded")
+    """Its kubelet is of a version whose gate can be off."""
+    return make_node("rollback", "--gpus", "2", "--kubelet", "embedded", "--kubelet-version", "1.20")
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +114,35 @@ def test_a_run_that_was_killed_before_its_restart_is_finished_by_the_next_one_wi
     running = pid(node)
     done = play("gpuops.k8s.provision", [node], "--tags", "plugin", collections=newer)
     assert (done.rc, done.changed, pid(node)) == (0, 0, running), done.output[-3000:]
+
+
+def test_a_gate_that_was_written_and_not_read_is_told_and_the_next_run_restarts_the_kubelet_once(
+    node: Node, play: Callable[..., Play], newer: Path, tmp_path: Path
+) -> None:
+    off = "KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=false"
+    node.run(
+        f"cp -p /etc/default/kubelet /root/kubelet; echo '{off}' > /etc/default/kubelet; systemctl restart kubelet"
+    )
+    try:
+        (tmp_path / "gate.yml").write_text(WRITE_ONLY)
+        assert (
+            play(tmp_path / "gate.yml", [node]).rc == 0
+        )  # as far as a run comes that is killed before its restart
+        assert "DevicePlugins=true" in node.text("cat /etc/default/kubelet")
+        kubelet = node.text("systemctl show kubelet --property=MainPID --value")
+
+        told = play("gpuops.k8s.verify", [node], extra={"device_plugin_verify_timeout": 1})
+        assert told.rc != 0
+        assert "BROKEN at gate" in told.output, told.output[-3000:]
+        assert "runs with --feature-gates=DevicePlugins=false" in " ".join(told.output.split())
+
+        done = play("gpuops.k8s.provision", [node], "--tags", "plugin,verify", collections=newer)
+        assert (done.rc, done.changed) == (0, 1), done.output[-3000:]
+        restarted = node.text("systemctl show kubelet --property=MainPID --value")
+        assert restarted != kubelet
+        again = play("gpuops.k8s.provision", [node], "--tags", "plugin", collections=newer)
+        assert (again.rc, again.changed) == (0, 0), again.output[-3000:]
+        assert node.text("systemctl show kubelet --property=MainPID --value") == restarted
+        assert node.text("ls /var/lib/gpuops/*gate* 2>/dev/null || true") == ""
+    finally:
+        node.run("mv /root/kubelet /etc/default/kubelet; systemctl restart kubelet")
