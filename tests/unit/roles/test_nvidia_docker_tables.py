@@ -235,6 +235,7 @@ def test_what_is_said_after_an_engine_has_failed(files: list[Any], runs: bool, w
         __nvidia_docker_change={"item": "docker", "backup_files": files},
         __nvidia_docker_answer={"rc": 0 if runs else 1, "stderr": "no socket"},
         __nvidia_docker_old={"msg": "no\nstart"},
+        __nvidia_docker_stuck="",
     )
     said = ask(templar, "_nvidia_docker_way_back")
     assert words in said
