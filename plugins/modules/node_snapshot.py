@@ -155,6 +155,8 @@ def save(paths: list[str], dest: str) -> tuple[list[str], Optional[str]]:
     new = [path for path in paths if not covered(path, manifest["paths"])]
     for path in new:
         for entry in entries(path):
+            if entry in saved:
+                continue  # below two of the paths
             found = look(entry)
             if found["kind"] == "file":
                 found["copy"] = str(len(saved))

@@ -127,6 +127,20 @@ def test_a_copy_that_nobody_discarded_stays_what_the_node_was_before(call, tmp_p
     assert call("saved", [first])["kept"] is False
 
 
+def test_a_file_that_is_named_twice_and_one_after_it_both_come_back(call, tmp_path):
+    folder, other = tmp_path / "kubelet.service.d", tmp_path / "daemon.json"
+    folder.mkdir()
+    (folder / "10.conf").write_text("ten")
+    (folder / "20.conf").write_text("twenty")
+    other.write_text("old")
+    call("saved", [folder, folder / "10.conf", folder / "10.conf", other])
+    (folder / "10.conf").write_text("new")
+    other.write_text("new")
+    call("restored")
+    texts = [(folder / "10.conf").read_text(), (folder / "20.conf").read_text(), other.read_text()]
+    assert texts == ["ten", "twenty", "old"]
+
+
 def test_a_copy_that_was_never_finished_is_made_anew(call, tmp_path):
     file = tmp_path / "daemon.json"
     file.write_text("before")
