@@ -404,6 +404,15 @@ def test_a_node_that_is_away_when_its_turn_comes_is_left_as_it_was(fleet):
     assert "Connection refused" in " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
 
 
+def test_a_node_that_can_not_be_remembered_is_left_as_it_was(fleet):
+    path = "{{ 'relative' if inventory_hostname == 'b' else base ~ '/more' }}"
+    done = fleet.provision(rollout_extra_files=[{"path": path, "unit": "", "state": ""}])
+    assert done.returncode != 0
+    assert summary(done)["b"] == "not changed, cordoned" and summary(done)["c"] == "untouched"
+    assert "paths must be absolute: relative" in " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+    assert fleet.new() == "a"
+
+
 def test_the_copy_of_before_stays_when_the_way_back_fails(fleet):
     done = fleet.provision(
         sabotage="verify",
