@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +149,41 @@ def test_a_gate_that_was_written_and_not_read_is_told_and_the_next_run_restarts_
         assert node.text("ls /var/lib/gpuops/*gate* 2>/dev/null || true") == ""
     finally:
         node.run("mv /root/kubelet /etc/default/kubelet; systemctl restart kubelet")
+
+
+def test_a_node_that_goes_down_in_its_turn_is_told_and_the_next_run_knows_what_it_was_before(
+    node: Node, play: Callable[..., Play]
+) -> None:
+    container = f"gpuops-{node.name}"
+    over = threading.Event()
+
+    def pull_the_plug() -> None:
+        remembered = ["docker", "exec", container, "test", "-e", "/var/lib/gpuops/snapshot/manifest.json"]
+        while (
+            not over.is_set() and subprocess.run(remembered, check=False, capture_output=True).returncode != 0
+        ):
+            time.sleep(0.05)
+        subprocess.run(["docker", "kill", container], check=False, capture_output=True)
+
+    watcher = threading.Thread(target=pull_the_plug)
+    watcher.start()
+    try:
+        done = play("gpuops.k8s.provision", [node])
+    finally:
+        over.set()
+        watcher.join()
+    assert done.rc != 0
+    end = done.output[done.output.index("SUMMARY") :]
+    assert node.name in end and "lost in its turn" in end and "The ramp stopped." in end, end
+    assert "kubectl cordon" in end
+
+    subprocess.run(["docker", "start", container], check=True, capture_output=True)
+    deadline = time.monotonic() + 90
+    while node.run("systemctl is-active kubelet docker", check=False).returncode != 0:
+        assert time.monotonic() < deadline, "the node is not back"
+        time.sleep(0.5)
+    assert node.text("ls /var/lib/gpuops/snapshot/manifest.json")
+    done = play("gpuops.k8s.provision", [node])
+    assert done.rc == 0, done.output[-3000:]
+    assert "has not come to its end here" in " ".join(done.output.split())
+    assert node.text("ls -d /var/lib/gpuops/snapshot 2>/dev/null || true") == ""
