@@ -101,7 +101,8 @@ def kubelet() -> None:
     flags = ["--pod-infra-container-image=gpuops/pause:1", f"--hostname-override={NODE['name']}"]
     if docker:
         flags.append("--network-plugin=cni")
-        if NODE["kubelet"] == "embedded":  # it may play a version that reaches docker through cri-dockerd alone
+        # The embedded one may play a version that reaches docker through cri-dockerd alone.
+        if NODE["kubelet"] == "embedded":
             flags.append("--container-runtime-endpoint=unix:///run/cri-dockerd.sock")
     else:
         flags += [
