@@ -81,6 +81,8 @@ StandardOutput=append:{LOGS}/{component}.log
 StandardError=inherit
 Restart=always
 RestartSec=300ms
+# kube-apiserver would take a minute over its watches, in which it answers nobody.
+TimeoutStopSec=2
 
 [Install]
 WantedBy=multi-user.target
