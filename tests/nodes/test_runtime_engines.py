@@ -34,7 +34,7 @@ def test_verification_looks_into_the_kubelets_containerd_though_docker_runs_besi
     node = make_node("both", "--gpus", "2", "--kubelet", "embedded")
     node.run(
         "sed -i s,/run/cri-dockerd.sock,/run/containerd/containerd.sock, /var/lib/kubelet/kubeadm-flags.env; "
-        "docker save gpuops/pause:1 | ctr -n k8s.io images import -"
+        "docker save gpuops/pause:1 gpuops/workload:1 | ctr -n k8s.io images import -"
     )
     report = tmp_path / "report.json"
     look: dict[str, object] = {"device_plugin_verify_report": str(report), "device_plugin_verify_timeout": 5}
@@ -109,13 +109,13 @@ def test_a_docker_that_fails_is_told_with_what_was_put_back_and_whether_it_runs(
     assert "the-site-says-no-json-file" in dead, "the log's tail is there though the way back failed too"
     assert node.text("cat /etc/docker/daemon.json") == before
     node.run(f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed docker; systemctl start docker")
-    # An earlier run has written the file and not applied it: nothing is there to be put back.
+    # An earlier run has written the file and not applied it: what it remembers comes back.
     assert play(role, [node], extra={"nvidia_docker_apply": "none"}).rc == 0
     node.run(refuse.format(word="nvidia"))
-    nothing = said()
-    assert "no file was put back, since this run has changed none" in nothing
-    assert "the old files are back" not in nothing
-    assert "IT DOES NOT RUN" in nothing
+    again = said()
+    assert "the old files are back and it runs with them." in again
+    assert "IT DOES NOT RUN" not in again
+    assert node.text("cat /etc/docker/daemon.json") == before
     node.run(f"rm {drop_in}; systemctl daemon-reload; systemctl reset-failed docker")
     assert play(role, [node], extra=restart).rc == 0
     assert node.text("docker info -f '{{.DefaultRuntime}}'") == "nvidia"
@@ -126,15 +126,21 @@ def test_remove_leaves_the_links_that_others_have_made(
     make_node: Callable[..., Node], play: Callable[..., Play], role: Path
 ) -> None:
     node = make_node("links", "--gpus", "2", "--kubelet", "none")
-    node.run("find /dev/char -lname '../nvidia*' -delete 2>/dev/null; mkdir -p /dev/char")
+    # The node's GPUs are all of one device number; a third kind of node stands for what has no link yet.
+    node.run(
+        "find /dev/char -lname '../nvidia*' -delete 2>/dev/null; mkdir -p /dev/char; rm -f /dev/char/1:5"
+    )
     node.run(
         "ln -s ../nvidia0 /dev/char/$(printf %d:%d 0x$(stat -c %t /dev/nvidia0) 0x$(stat -c %T /dev/nvidia0))"
+    )
+    node.run(
+        "mknod /dev/nvidia-caps/nvidia-cap9 c 1 5 || { mkdir /dev/nvidia-caps; mknod /dev/nvidia-caps/nvidia-cap9 c 1 5; }"
     )
     listed = "find /dev/char -lname '../nvidia*' -printf '%f %l\\n' | sort"
     before = node.text(listed)
     assert len(before.splitlines()) == 1
     assert play(role, [node]).rc == 0
-    assert len(node.text(listed).splitlines()) >= 4
+    assert node.text(listed).splitlines() == [*before.splitlines(), "1:5 ../nvidia-caps/nvidia-cap9"]
     assert play(role, [node]).changed == 0
     assert play(role, [node], extra={"entry": "remove"}).rc == 0
     assert node.text(listed) == before
@@ -178,7 +184,7 @@ def test_a_daemon_reload_is_looked_at_in_containerd_too(
     node = make_node("creload", "--gpus", "2", "--kubelet", "none", "--engine", "containerd")
     look: dict[str, object] = {"nvidia_docker_verify_daemon_reload": True}
     for extra, words in (
-        ({}, "nvidia_docker_verify_image is empty"),
+        ({"nvidia_docker_verify_image": ""}, "nvidia_docker_verify_image is empty"),
         (
             {"nvidia_docker_verify_image": "gpuops/workload:1", "nvidia_docker_engine": "none"},
             "neither docker nor containerd",
