@@ -133,9 +133,7 @@ def test_remove_leaves_the_links_that_others_have_made(
     node.run(
         "ln -s ../nvidia0 /dev/char/$(printf %d:%d 0x$(stat -c %t /dev/nvidia0) 0x$(stat -c %T /dev/nvidia0))"
     )
-    node.run(
-        "mknod /dev/nvidia-caps/nvidia-cap9 c 1 5 || { mkdir /dev/nvidia-caps; mknod /dev/nvidia-caps/nvidia-cap9 c 1 5; }"
-    )
+    node.run("mkdir -p /dev/nvidia-caps && mknod /dev/nvidia-caps/nvidia-cap9 c 1 5")
     listed = "find /dev/char -lname '../nvidia*' -printf '%f %l\\n' | sort"
     before = node.text(listed)
     assert len(before.splitlines()) == 1
