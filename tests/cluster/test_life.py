@@ -78,6 +78,7 @@ def test_everything_is_offered_again_after_a_node_has_rebooted(clean):
     node = clean.nodes[1]
     before = plugin_containers(clean)
     subprocess.run(["docker", "restart", "-t", "20", f"gpuops-{node}"], check=True, capture_output=True)
+    clean.write_inventory()  # docker has given the container another port for ssh
     clean.hands_out(node, 8)
     assert clean.all_offered()
     wait_until(lambda: plugin_containers(clean)[node] != before[node], "another container of the plugin", 30)

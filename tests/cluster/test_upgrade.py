@@ -54,7 +54,7 @@ def training(lab):
     """Every node has a pod at work on half of its GPUs."""
     for node in lab.nodes:
         lab.inside(node, TELL_OFTEN)
-    wait_until(lab.all_offered, "every GPU on offer")
+    lab.hands_out_all()
     pods = [pod(f"train-{node}", 4, node=node) for node in lab.nodes]
     for one in pods:
         one["metadata"]["labels"] = {"app": "train"}
