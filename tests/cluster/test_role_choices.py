@@ -15,17 +15,13 @@ import registry
 import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from lab import CLUSTER, PLUGIN, Lab, wait_until
+from lab import CLUSTER, PLUGIN, ROOT, Lab, wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 # What docker's own client and builder leave where they are used for the first time: on the node that was chosen to build.
 BUILDER = ("/root/.docker", "/root/.docker/.buildNodeID", "/run/runc")
-FORGET = (
-    "docker rmi $(docker image ls --format '{{.Repository}}:{{.Tag}}' | grep ^gpuops/device-plugin:)",
-    "ctr -n k8s.io images rm $(ctr -n k8s.io images ls -q | grep ^docker.io/gpuops/device-plugin:)",
-)
 STATUS = "/var/lib/gpuops-verified.json"
 KUBELET_CONFIG = """apiVersion: kubelet.config.k8s.io/v1beta1
 authentication:
@@ -374,8 +370,9 @@ def test_remove_leaves_the_cluster_and_every_file_of_its_nodes_as_they_were(lab)
     done = lab.chosen("remove")
     assert done.returncode == 0, done.stdout[-6000:]
     # The images of an earlier choice have a name by which this one's removal does not know them.
-    for node, script in zip(lab.nodes, FORGET):
-        lab.inside(node, script)
+    script = (ROOT / "roles/device_plugin/files/remove-images.sh").read_text()
+    for node in lab.nodes:
+        lab.inside(node, f"set -- gpuops/device-plugin remove\n{script}")
     for node in lab.nodes:
         about = lab.node(node)
         assert [name for name in about["metadata"]["labels"] if "gpuops" in name or "nvidia" in name] == []
