@@ -272,7 +272,7 @@ def gate_link(module, version_text, socket_state):
 def unread(module, places, socket_state):
     """The broken link of a kubelet that was not restarted since its files were mended; None when nothing says so.
 
-    A newer file alone says little, since most settings have nothing to do with the gate. With it off there is no
+    A newer file alone says little, since most settings have nothing to do with the gate. With it off nobody listens on
     kubelet.sock.
     """
     unit = _gate_places.service("/", _gate_places.detect("/"))
@@ -286,8 +286,8 @@ def unread(module, places, socket_state):
         reason = f"the kubelet (pid {pid}) runs with {flag}, which no file says any more: device plugins are off (K16)"
         return _links.Link("gate", False, reason, step)
     newer = _kubelet_service.newer_than_process(pid, [place.path for place in places if place.used])
-    if newer and socket_state == _grpc_probe.MISSING:
-        reason = f"there is no kubelet.sock, and {', '.join(newer)} changed after the kubelet (pid {pid}) had started"
+    if newer and socket_state in (_grpc_probe.MISSING, _grpc_probe.DEAD):
+        reason = f"nobody listens on kubelet.sock, and {', '.join(newer)} changed after the kubelet (pid {pid}) had started"
         return _links.Link("gate", False, reason, step)
     return None
 
