@@ -287,7 +287,10 @@ def unread(module, places, socket_state):
         return _links.Link("gate", False, reason, step)
     newer = _kubelet_service.newer_than_process(pid, [place.path for place in places if place.used])
     if newer and socket_state in (_grpc_probe.MISSING, _grpc_probe.DEAD):
-        reason = f"nobody listens on kubelet.sock, and {', '.join(newer)} changed after the kubelet (pid {pid}) had started"
+        files = ", ".join(newer)
+        reason = (
+            f"nobody listens on kubelet.sock, and {files} changed after the kubelet (pid {pid}) had started"
+        )
         return _links.Link("gate", False, reason, step)
     return None
 
