@@ -126,12 +126,18 @@ def test_the_static_pod_takes_the_services_place_and_back(
     assert done.rc == 0, done.output
     verified = play("gpuops.k8s.verify", [node], extra=VERIFY)
     assert verified.rc == 0, verified.output
-    assert "gpu-device-plugin" in node.text("docker ps --format '{{.Names}}'")
+    container = node.text("docker ps -q --filter name=k8s_gpu-device-plugin_")
+    node.run(f"docker cp {container}:/opt/gpu-device-plugin /root/in-pod")
     assert node.text("systemctl is-active gpu-device-plugin || true") == "inactive"
     again = role(deployment="static_pod")
     assert (again.rc, again.changed) == (0, 0), again.output
     back = role(deployment="service")
     assert back.rc == 0, back.output
+    # The same plugin and wheels in both, byte for byte.
+    files = "cd {} && find . -type f ! -name '*.pyc' -exec sha256sum {{}} + | sort -k 2"
+    in_pod = node.text(files.format("/root/in-pod"))
+    assert in_pod == node.text(files.format("/opt/gpu-device-plugin/current/lib/python3*/site-packages"))
+    assert "gpu_device_plugin/__main__.py" in in_pod and "grpc/_cython/cygrpc" in in_pod
     verified = play("gpuops.k8s.verify", [node], extra=VERIFY)
     assert verified.rc == 0, verified.output
 
