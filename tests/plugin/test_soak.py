@@ -93,6 +93,17 @@ class World:
             endpoint.socket.exists() and Counter(self.node.kubelet.devices(GPU).values()) in self.expected()
         )
 
+    def link(self) -> str:
+        """The kubelet's side of it, in words for a failure."""
+        manager = self.node.kubelet.manager
+        endpoint = manager.endpoints.get(GPU) if manager else None
+        if endpoint is None:
+            return "no endpoint"
+        there = endpoint.socket is not None and endpoint.socket.exists()
+        ended = "its stream ended" if endpoint.stop_time is not None else "its stream is open"
+        made = [str(path) for path in self.plugin.sockets()]
+        return f"endpoint {endpoint.socket} ({'there' if there else 'gone'}), {ended}; the plugin's sockets: {made}"
+
     def wait_listed(self, seconds: float) -> bool:
         """Looks at each thing that the kubelet notes, and now and then (a socket's end is none of them)."""
         until = time.monotonic() + seconds
@@ -121,7 +132,8 @@ class World:
                 f"seed {SEED}, event {sum(self.done.values())} ({event}): {took:.2f} s, of which {starved:.2f} s "
                 f"without CPU, are over {SECONDS} s; expected {self.expected()} "
                 f"(lost {self.lost}, marked {self.marked}), the kubelet has "
-                f"{Counter(self.node.kubelet.devices(GPU).values())}; the plugin's log:\n{self.plugin.tail(40)}"
+                f"{Counter(self.node.kubelet.devices(GPU).values())}, {self.link()}; its status: "
+                f"{self.plugin.status().get('resources')}; the plugin's log:\n{self.plugin.tail(40)}"
             )
         if took > SECONDS:
             self.starved.append(took - starved)

@@ -25,9 +25,6 @@ os.environ.setdefault(
     "GRPC_VERBOSITY", "NONE"
 )  # core's own lines would break up ours; failures come as statuses
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# Requests read by the thread that answers them, not by a thread that hands them over: 0.03 ms of 0.23 for an empty
-# answer (grpcio 1.85). A grpcio that knows no such switch leaves it alone.
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 
 class _Absent(types.ModuleType):
