@@ -130,6 +130,20 @@ def ask_status(path: str) -> Optional[Dict[str, Any]]:
         return None
 
 
+def quantities(node: Mapping[str, Any], key: str) -> Dict[str, int]:
+    """Whole numbers of a node object's ``capacity`` or ``allocatable``, by resource."""
+    found = (node.get("status") or {}).get(key) or {}
+    return {name: int(value) for name, value in found.items() if "/" in name and str(value).isdigit()}
+
+
+def is_ready(node: Mapping[str, Any]) -> Optional[bool]:
+    """The node object's Ready condition; None when it has none."""
+    for condition in (node.get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "Ready":
+            return bool(condition.get("status") == "True")
+    return None
+
+
 def devices_of_status(status: Optional[Mapping[str, Any]], resource: str) -> List[Mapping[str, Any]]:
     """Our plugin's devices of a resource, from its status; [] when it says nothing."""
     listed = (status or {}).get("resources") or []

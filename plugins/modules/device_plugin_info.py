@@ -254,7 +254,7 @@ def gate_link(module, version_text, socket_state):
     try:
         version = _gate_table.parse_version(version_text)
     except _gate_table.GateError as error:
-        return _gate_table_unknown(error), url
+        return _links.Link("gate", None, str(error)), url
     decision = _gate_table.decide(version, bool(mentions), effective)
     row = _gate_table.rule(version)
     if not row.offered:
@@ -295,10 +295,6 @@ def unread(module, places, socket_state):
     return None
 
 
-def _gate_table_unknown(error):
-    return _links.Link("gate", None, str(error))
-
-
 def kubelet_version(module):
     """What the kubelet prints for --version; empty when there is no kubelet program."""
     for command in _gate_places.version_commands(_gate_places.detect("/")):
@@ -321,23 +317,6 @@ def ask_node(params):
     if answer.returncode != 0:
         raise OSError(answer.stderr.decode("utf-8", "replace").strip() or f"kubectl get node {name} failed")
     return json.loads(answer.stdout)
-
-
-def quantities(node, key):
-    """Whole numbers of a node's capacity or allocatable, by resource."""
-    found = {}
-    for name, value in ((node.get("status") or {}).get(key) or {}).items():
-        if "/" in name and str(value).isdigit():
-            found[name] = int(value)
-    return found
-
-
-def is_ready(node):
-    """The node's Ready condition; None when it has none."""
-    for condition in (node.get("status") or {}).get("conditions") or []:
-        if condition.get("type") == "Ready":
-            return condition.get("status") == "True"
-    return None
 
 
 def look(module, params, version):
@@ -370,9 +349,9 @@ def look(module, params, version):
         ),
         status=_kubelet_view.ask_status(params["status_socket"]),
         dra=_kubelet_view.dra_drivers(params["kubelet_root"]),
-        allocatable=quantities(node, "allocatable") if node else None,
-        capacity=quantities(node, "capacity") if node else None,
-        ready=is_ready(node) if node else None,
+        allocatable=_kubelet_view.quantities(node, "allocatable") if node else None,
+        capacity=_kubelet_view.quantities(node, "capacity") if node else None,
+        ready=_kubelet_view.is_ready(node) if node else None,
     )
     return view, trouble
 

@@ -224,16 +224,15 @@ after:
   sample: {"/etc/default/kubelet": "KUBELET_EXTRA_ARGS=--feature-gates=DevicePlugins=true\n"}
 """
 
-import json
 import os
 import traceback
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpuops.k8s.plugins.module_utils import _files
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_config_map as gate_config_map
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_mark as gate_mark
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_places as places_of
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_table as table
-from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as text_of
 from ansible_collections.gpuops.k8s.plugins.module_utils._gate_plan import diff_of, plan_edits, report
 from ansible_collections.gpuops.k8s.plugins.module_utils._kubelet_service import Service, kubelet_version
 
@@ -327,47 +326,6 @@ def apply_edits(module, edits, before, service, result, mark):  # noqa: PLR0917
     )
 
 
-def run_config_map(module):
-    """The same on kubeadm's ConfigMap."""
-    params = module.params
-    name = params["config_map"]
-    command = params["kubectl"].split() + (
-        ["--kubeconfig", params["kubeconfig"]] if params["kubeconfig"] else []
-    )
-    command += ["--namespace", "kube-system"]
-    rc, out, err = module.run_command(command + ["get", "configmap", name, "--output", "json"])
-    missing = rc != 0 and "NotFound" in err
-    if rc != 0 and not missing:
-        module.fail_json(
-            msg=f"kubectl can not read ConfigMap kube-system/{name}: {err.strip()}; check kubectl and kubeconfig"
-        )
-    text = "" if missing else (json.loads(out).get("data") or {}).get("kubelet", "")
-    path = f"ConfigMap kube-system/{name}"
-    place = places_of.Place(path, text_of.CONFIG, 0)
-    mentions = [(place, entry) for entry in text_of.find(text, params["name"], text_of.CONFIG)]
-    effective = mentions[-1][1].value if mentions else None
-    version = table.parse_version(params["kubelet_version"])
-    target = table.parse_version(params["target_version"]) if params["target_version"] else None
-    decision = table.decide(version, bool(mentions), effective, target, params["state"], params["name"])
-    edits = (
-        {} if missing else plan_edits(decision, params["name"], (place,), {path: text}, mentions, "kubeadm")
-    )
-    result = report(decision, version, effective, mentions, edits, {path: text} if edits else {}, "kubelet")
-    result["restart_required"] = False
-    if module._diff:
-        result["diff"] = diff_of(result)
-    if edits and not module.check_mode:
-        patch = json.dumps({"data": {"kubelet": edits[path]}})
-        rc, _unused, err = module.run_command(
-            command + ["patch", "configmap", name, "--type", "merge", "--patch", patch]
-        )
-        if rc != 0:
-            module.fail_json(
-                msg=f"kubectl can not write {path}: {err.strip()}", **dict(result, changed=False)
-            )
-    module.exit_json(**result)
-
-
 def run(module):
     """The whole module; separate from main so that tests can call it."""
     params = module.params
@@ -418,7 +376,7 @@ def main():
     )
     try:
         if module.params["config_map"]:
-            run_config_map(module)
+            gate_config_map.run(module)
         run(module)
     except (table.GateError, _files.FileError) as error:
         module.fail_json(msg=str(error))

@@ -14,6 +14,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_mark, _kubelet_service, _runtime_probe
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_places as places_of
 from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_table as table
+from ansible_collections.gpuops.k8s.plugins.module_utils import _gate_text as text_of
 from ansible_collections.gpuops.k8s.plugins.modules import kubelet_feature_gate as module
 
 GATE = "DevicePlugins"
@@ -145,9 +146,7 @@ def killed(tmp_path, monkeypatch, capsys):
     file.write_text('KUBELET_EXTRA_ARGS="--feature-gates=DevicePlugins=false"\n')
     monkeypatch.setattr(module, "Service", kubelet)
     monkeypatch.setattr(_gate_mark, "PATH", str(tmp_path / "gpuops" / "gate.json"))
-    monkeypatch.setattr(
-        places_of, "find_places", lambda *_: (places_of.Place(str(file), module.text_of.ENV, 2),)
-    )
+    monkeypatch.setattr(places_of, "find_places", lambda *_: (places_of.Place(str(file), text_of.ENV, 2),))
     monkeypatch.setattr(_runtime_probe, "start_ticks", lambda _pid: kubelet.started)
 
     def run(check=False, restart=True):
