@@ -143,7 +143,7 @@ def play(inventory: Path, nodes: list[str], forks: int, run: str, collections: s
     recap = re.findall(r"ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", log.read_text())
     if code:
         sys.exit(f"fleet_bench: exit code {code}, see {log}")
-    return Row(
+    row = Row(
         nodes=len(nodes),
         forks=forks,
         run=run,
@@ -157,6 +157,8 @@ def play(inventory: Path, nodes: list[str], forks: int, run: str, collections: s
         failed=sum(int(failed) + int(lost) for *_, lost, failed in recap),
         load=round(load, 1),
     )
+    print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+    return row
 
 
 def table(rows: list[Row]) -> str:
