@@ -72,11 +72,11 @@ class Service:
         return str(self.module.run_command(command)[1]).strip()
 
 
-def healthz_problem(url: str) -> Optional[str]:
-    """None when the address answers 200, else why not."""
+def healthz_problem(url: str, timeout: float = 2) -> Optional[str]:
+    """None when the address answers 200 within ``timeout`` seconds, else why not."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=2) as answer:
+        with opener.open(url, timeout=timeout) as answer:
             return None if answer.status == 200 else "status {0}".format(answer.status)
     except (urllib.error.URLError, OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
@@ -108,16 +108,25 @@ def newer_than_process(pid: int, paths: Iterable[str], proc: str = "/proc") -> L
     return [path for path in paths if os.path.exists(path) and os.stat(path).st_mtime > started + 1]
 
 
-def kubelet_version(module: Any, distribution: str) -> Tuple[int, int]:
-    """The kubelet's version by its own word; fails the module when nothing answers."""
+def printed_version(module: Any, distribution: str) -> str:
+    """What the kubelet prints for ``--version``; empty when no program of it is there and answers."""
     for program, *arguments in gate_places.version_commands(distribution):
         path = program if os.path.isabs(program) else module.get_bin_path(program)
         if path is None or not os.path.exists(path):
             continue
         rc, out, _unused = module.run_command([path, *arguments])
         if rc == 0:
-            return gate_table.parse_version(out)
-    module.fail_json(
-        msg="no kubelet of {0} found on PATH; install it first, or give kubelet_version".format(distribution)
-    )
-    raise SystemExit(1)  # not reached: fail_json ends the module
+            return str(out)
+    return ""
+
+
+def kubelet_version(module: Any, distribution: str) -> Tuple[int, int]:
+    """The kubelet's version by its own word; fails the module when nothing answers."""
+    printed = printed_version(module, distribution)
+    if not printed:
+        module.fail_json(
+            msg="no kubelet of {0} found on PATH; install it first, or give kubelet_version".format(
+                distribution
+            )
+        )
+    return gate_table.parse_version(printed)

@@ -204,8 +204,6 @@ import os
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
@@ -238,12 +236,8 @@ ARGUMENTS = {
 
 def healthz(url):
     """Empty when the kubelet is well, else why not."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=3) as answer:
-            return "" if answer.status == 200 else f"{url}: status {answer.status}"
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return f"{url}: {getattr(error, 'reason', error)}"
+    problem = _kubelet_service.healthz_problem(url, timeout=3)
+    return "" if problem is None else f"{url}: {problem}"
 
 
 def gate_link(module, version_text, socket_state):
@@ -293,17 +287,6 @@ def unread(module, places, socket_state):
         )
         return _links.Link("gate", False, reason, step)
     return None
-
-
-def kubelet_version(module):
-    """What the kubelet prints for --version; empty when there is no kubelet program."""
-    for command in _gate_places.version_commands(_gate_places.detect("/")):
-        path = command[0] if os.path.isabs(command[0]) else module.get_bin_path(command[0])
-        if path and os.path.exists(path):
-            rc, out, _unused = module.run_command([path] + command[1:])
-            if rc == 0:
-                return out
-    return ""
 
 
 def ask_node(params):
@@ -364,7 +347,7 @@ def main():
         expect = {name: int(count) for name, count in (params["expect"] or {}).items()}
     except (TypeError, ValueError):
         module.fail_json(msg=f"expect: {params['expect']!r}: each value has to be a whole number")
-    version = params["kubelet_version"] or kubelet_version(module)
+    version = params["kubelet_version"] or _kubelet_service.printed_version(module, _gate_places.detect("/"))
     start = time.monotonic()
     while True:
         try:
