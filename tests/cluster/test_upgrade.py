@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from lab import GPU, PLUGIN, Lab, pod, wait_until
+from node_kit import newer_plugin
 from watchers import Watch
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -18,18 +18,6 @@ sed -i 's/^nodeStatusUpdateFrequency:.*/nodeStatusUpdateFrequency: 200ms/' /var/
 systemctl restart kubelet
 """
 DIP = 2.0  # seconds that a node may offer less
-
-
-def newer(collections: Path, folder: Path) -> Path:
-    """A copy of the installed collection whose plugin has another version, and so another image."""
-    other = folder / "newer"
-    shutil.copytree(collections, other)
-    root = other / "ansible_collections/gpuops/k8s"
-    for path in ("files/plugin/src/gpu_device_plugin/__init__.py", "roles/device_plugin/vars/main.yml"):
-        text = (root / path).read_text()
-        assert "0.1.0" in text, f"{path} has another version by now: tell this test"
-        (root / path).write_text(text.replace("0.1.0", "0.1.1"))
-    return other
 
 
 def containers(lab: Lab, *selector: str) -> dict[str, str]:
@@ -92,7 +80,7 @@ def held(watch: Watch, processes: int = 1) -> None:
 
 def test_a_new_version_and_the_way_back_disturb_no_pod(lab, training, tmp_path):
     old, here = images(lab), Path(lab.collections())
-    watch = rollout(lab, collections=newer(here, tmp_path))
+    watch = rollout(lab, collections=newer_plugin(here, tmp_path))
     held(watch)
     new = images(lab)
     assert len(set(new.values())) == 1 and set(new.values()).isdisjoint(old.values())

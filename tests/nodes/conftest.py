@@ -14,6 +14,15 @@ from pathlib import Path
 import pytest
 from node_kit import ROOT, TESTBED, VENV_BIN, Node, Play, read_recap
 
+ROLE = """\
+- hosts: gpu_nodes
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: gpuops.k8s.nvidia_docker
+        tasks_from: "{{ entry | default('main') }}"
+"""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything below this folder carries the mark `node`."""
@@ -48,6 +57,14 @@ def make_node(engine: None) -> Iterator[Callable[..., Node]]:
     yield start
     if started and not os.environ.get("GPUOPS_KEEP_NODES"):
         subprocess.run([TESTBED, "down", *started], check=False, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A playbook of the role nvidia_docker alone."""
+    path = tmp_path_factory.mktemp("play") / "role.yml"
+    path.write_text(ROLE)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,3 +68,15 @@ class Node:
         subprocess.run(
             [TESTBED, "gpu", self.name, *verb], check=True, capture_output=True, text=True, timeout=60
         )
+
+
+def newer_plugin(collections: Path, folder: Path) -> Path:
+    """A copy of the installed collection, below a folder, whose plugin has another version, and so another image."""
+    other = folder / "newer"
+    shutil.copytree(collections, other)
+    root = other / "ansible_collections/gpuops/k8s"
+    for path in ("files/plugin/src/gpu_device_plugin/__init__.py", "roles/device_plugin/vars/main.yml"):
+        text = (root / path).read_text()
+        assert "0.1.0" in text, f"{path} has another version by now: tell this test"
+        (root / path).write_text(text.replace("0.1.0", "0.1.1"))
+    return other

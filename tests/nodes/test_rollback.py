@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from node_kit import Node, Play
+from node_kit import Node, Play, newer_plugin
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -31,14 +30,7 @@ def node(make_node: Callable[..., Node]) -> Node:
 @pytest.fixture(scope="module")
 def newer(collections: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the installed collection whose plugin has another version."""
-    other = tmp_path_factory.mktemp("newer") / "collections"
-    shutil.copytree(collections, other)
-    root = other / "ansible_collections/gpuops/k8s"
-    for path in ("files/plugin/src/gpu_device_plugin/__init__.py", "roles/device_plugin/vars/main.yml"):
-        text = (root / path).read_text()
-        assert "0.1.0" in text, f"{path} has another version by now: tell this test"
-        (root / path).write_text(text.replace("0.1.0", "0.1.1"))
-    return other
+    return newer_plugin(collections, tmp_path_factory.mktemp("newer"))
 
 
 def current(node: Node) -> str:

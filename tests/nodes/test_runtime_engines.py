@@ -9,23 +9,6 @@ from pathlib import Path
 import pytest
 from node_kit import Node, Play
 
-ROLE = """\
-- hosts: gpu_nodes
-  gather_facts: false
-  tasks:
-    - ansible.builtin.include_role:
-        name: gpuops.k8s.nvidia_docker
-        tasks_from: "{{ entry | default('main') }}"
-"""
-
-
-@pytest.fixture(scope="module")
-def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A playbook of this role alone."""
-    path = tmp_path_factory.mktemp("play") / "role.yml"
-    path.write_text(ROLE)
-    return path
-
 
 @pytest.mark.timeout(900)
 def test_verification_looks_into_the_kubelets_containerd_though_docker_runs_beside_it(

@@ -14,26 +14,10 @@ from pathlib import Path
 import pytest
 from node_kit import ROOT, TESTBED, VENV_BIN, Node, Play
 
-ROLE = """\
-- hosts: gpu_nodes
-  gather_facts: false
-  tasks:
-    - ansible.builtin.include_role:
-        name: gpuops.k8s.nvidia_docker
-        tasks_from: "{{ entry | default('main') }}"
-"""
 PIDS = "docker ps -q --no-trunc | xargs docker inspect -f '{{.Id}} {{.State.Pid}}' | sort"
 SITE = {"log-driver": "json-file", "features": {"buildkit": True}, "insecure-registries": ["127.0.0.0/8"]}
 SEED = 20261123
 MOMENTS = int(os.environ.get("GPUOPS_KILLS", "3"))
-
-
-@pytest.fixture(scope="module")
-def role(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A playbook of this role alone."""
-    path = tmp_path_factory.mktemp("play") / "role.yml"
-    path.write_text(ROLE)
-    return path
 
 
 @pytest.mark.timeout(900)

@@ -17,20 +17,6 @@ MAP = "kind: KubeletConfiguration\nfeatureGates:\n  DevicePlugins: false\n"
 ARG = '- "feature-gates=DevicePlugins=false"\n'
 
 
-@pytest.fixture
-def node(tmp_path):
-    """`node({path: text})` makes files of a node below a root of its own; returns the root."""
-
-    def make(files):
-        for path, text in files.items():
-            full = tmp_path / path.lstrip("/")
-            full.parent.mkdir(parents=True, exist_ok=True)
-            full.write_text(text)
-        return str(tmp_path)
-
-    return make
-
-
 def found_in(root, distribution="auto", extra=()):
     places = places_of.find_places(root, distribution, tuple(extra))
     return [(place.path, entry.line) for place, entry in places_of.survey(root, places, GATE)[1]]

@@ -17,20 +17,6 @@ KEY = "kind: KubeletConfiguration\n# containerRuntimeEndpoint: unix:///old.sock\
 K3S = {"/etc/systemd/system/k3s-agent.service": "[Service]\nExecStart=/usr/local/bin/k3s agent\n"}
 
 
-@pytest.fixture
-def node(tmp_path):
-    """`node({path: text})` makes files of a node below a root of its own; returns the root."""
-
-    def make(files):
-        for path, text in files.items():
-            full = tmp_path / path.lstrip("/")
-            full.parent.mkdir(parents=True, exist_ok=True)
-            full.write_text(text)
-        return str(tmp_path)
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("path", "text"),
     [
