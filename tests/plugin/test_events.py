@@ -108,7 +108,7 @@ def test_a_gpu_that_heals_clears_the_condition(api, reporter):
     reporter.health((SICK,), engine(3))
     wait_until(lambda: api.of("PATCH") and api.condition()["status"] == "False")
     reporter.health((WELL,), engine())
-    wait_until(lambda: api.condition()["status"] == "True")
+    wait_until(lambda: api.condition()["status"] == "True" and len(api.of("POST")) == 2)
     assert [one["reason"] for one in api.of("POST")] == ["GPUUnhealthy", "GPUHealthy"]
 
 
