@@ -115,7 +115,7 @@ def test_a_play_killed_at_any_moment_leaves_whole_files_and_the_next_one_finishe
 def test_an_engine_that_does_not_come_back_gets_its_old_files_and_the_play_fails_with_its_log(
     make_node: Callable[..., Node], play: Callable[..., Play], role: Path
 ) -> None:
-    node = make_node("rollback", "--gpus", "2", "--kubelet", "none")
+    node = make_node("comeback", "--gpus", "2", "--kubelet", "none")
     before = node.text("cat /etc/docker/daemon.json")
     # The engine dies on any file that names nvidia: a fault that no validator of 20.10 can see.
     node.run(
