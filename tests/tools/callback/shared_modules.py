@@ -65,13 +65,11 @@ def with_bytecode(zip_data: bytes) -> bytes:
     return base64.b64encode(packed.getvalue())
 
 
-KEEP = (
-    module_common._CachedModule.dump
-)  # how Ansible writes a module that it has put together into the play's folder
+KEEP = module_common._CachedModule.dump
 
 
 def keep(module: module_common._CachedModule, path: str) -> None:
-    """In its place: the same with bytecode."""
+    """Writes a module that Ansible has put together into the play's folder, as KEEP does, with bytecode."""
     KEEP(dataclasses.replace(module, zip_data=with_bytecode(module.zip_data)), path)
 
 
@@ -90,6 +88,5 @@ class CallbackModule(CallbackBase):
         # The play's own folder, which Ansible removes with this link at its end.
         Path(constants.DEFAULT_LOCAL_TMP, "ansiballz_cache").symlink_to(folder)
         module_common._CachedModule.dump = keep
-        constants.DEFAULT_INTERNAL_POLL_INTERVAL = (
-            0.01  # seconds between two looks for a worker's result, not 0.001
-        )
+        # Seconds between two looks for a worker's result; Ansible's 0.001 takes CPU from the workers.
+        constants.DEFAULT_INTERNAL_POLL_INTERVAL = 0.01
