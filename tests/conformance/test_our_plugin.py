@@ -94,12 +94,17 @@ def marked(node: Node, shared: Shared, plugin: PluginProcess) -> Iterator[Plugin
 
 
 def stream_up(node: Node, number: int) -> bool:
-    """Whether that many devices are healthy and the plugin behind them is there, as far as the kubelet shows it."""
-    if isinstance(node, EmbeddedNode):
-        manager = node.kubelet.manager
-        endpoint = manager.endpoints.get(GPU) if manager else None
-        return endpoint is not None and endpoint.stop_time is None and len(node.healthy(GPU) or ()) == number
-    return len(node.healthy(GPU) or ()) == number and admitted(node)
+    """Whether that many devices are healthy and the plugin behind them is there, as far as the kubelet shows it.
+
+    The checkpoint alone proves nothing: until a list arrives it has the ids that the plugin before sent.
+    """
+    if len(node.healthy(GPU) or ()) != number:
+        return False
+    if not isinstance(node, EmbeddedNode):
+        return admitted(node)
+    manager = node.kubelet.manager
+    endpoint = manager.endpoints.get(GPU) if manager else None
+    return endpoint is not None and endpoint.stop_time is None and len(node.kubelet.healthy(GPU)) == number
 
 
 def admitted(node: Node) -> bool:
