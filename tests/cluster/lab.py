@@ -62,7 +62,7 @@ class Lab:
 
     def logs(self) -> str:
         """The end of each component's log: a failing test prints it."""
-        return self._run(CLUSTER, "logs", self.name).stdout
+        return self._run(CLUSTER, "logs", self.name, "--lines", "40").stdout
 
     def kubeconfig(self) -> str:
         """The administrator's, on this machine."""

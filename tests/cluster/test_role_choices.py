@@ -380,7 +380,7 @@ def test_remove_leaves_the_cluster_and_every_file_of_its_nodes_as_they_were(lab)
         assert lab.condition(node) is None
         assert lab.inside(node, f"ls {STATUS} /etc/gpu-device-plugin 2>/dev/null || true") == ""
     assert [lab.taints(node) for node in lab.nodes] == [[], [TAINT]]
-    kinds = "daemonset,configmap,serviceaccount,clusterrole,clusterrolebinding"
+    kinds = "daemonset,configmap,role,rolebinding,serviceaccount,clusterrole,clusterrolebinding"
     assert "gpu-device-plugin" not in lab.kubectl("get", kinds, "-n", "kube-system", "-o", "name")
     again = lab.chosen("remove")
     assert (again.returncode, changed(again)) == (0, []), again.stdout[-6000:]

@@ -254,6 +254,21 @@ def test_the_plugin_knows_every_variable_that_its_pod_sets():
     assert names - set(known.stdout.split()) == set()
 
 
+def test_kubelets_may_read_the_plugins_settings_and_nothing_else():
+    """So that none is refused them because the API server does not know yet where the pod is (docs/rollout.md)."""
+    documents = list(yaml.safe_load_all((DEPLOY / "daemonset.yaml").read_text()))
+    (role,) = [one for one in documents if one["kind"] == "Role"]
+    (binding,) = [one for one in documents if one["kind"] == "RoleBinding"]
+    (settings,) = [one for one in documents if one["kind"] == "ConfigMap"]
+    (rule,) = role["rules"]
+    assert (rule["apiGroups"], rule["resources"]) == ([""], ["configmaps"])
+    assert rule["resourceNames"] == [settings["metadata"]["name"]]
+    assert sorted(rule["verbs"]) == ["get", "list", "watch"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [one["name"] for one in binding["subjects"]] == ["system:nodes"]
+    assert {one["metadata"]["namespace"] for one in (role, binding, settings)} == {"kube-system"}
+
+
 def test_the_daemonset_names_its_account_always_and_a_static_pod_never():
     """Unnamed, an API server keeps the account of an earlier apply; a mirror pod that names one is not admitted."""
     assert pod("daemonset.yaml")["serviceAccountName"] == "default"
