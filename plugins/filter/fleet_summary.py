@@ -28,6 +28,13 @@ options:
     type: list
     elements: dict
     default: []
+  api:
+    description:
+      - How the API server answered, one mapping a request - C(asked) (C(nodes) or C(pods)), C(by) (the control host),
+        C(command), C(answered), C(reached) (whether the control host was) and C(words), what was said instead.
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
@@ -41,6 +48,7 @@ _value:
   description:
     - C(totals), counts in which every GPU is one of held, free, unhealthy and not offered.
     - C(nodes), what needs attention first; C(holders), C(waiting), C(versions) and C(run).
+    - C(api), what could not be asked of the API server, with why and the next step.
   type: dict
 """
 
@@ -314,6 +322,34 @@ def _waiting(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: _natural(one["pod"]))
 
 
+# What the page can't tell without each answer.
+_UNKNOWN = {"nodes": "which nodes are cordoned or not Ready", "pods": "which pods wait for GPUs"}
+
+
+def _api(answers: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Requests that the API server did not answer, with the reason and the next step; those of one reason are one."""
+    by_words: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for answer in answers:
+        if not answer.get("answered"):
+            key = (str(answer.get("words") or "nothing was said"), bool(answer.get("reached")))
+            by_words.setdefault(key, []).append(answer)
+    found = []
+    for (words, reached), same in by_words.items():
+        asked = [str(one.get("asked")) for one in same]
+        by, command = same[0].get("by"), str(same[0].get("command") or "kubectl")
+        found.append(
+            {
+                "what": f"The API server did not say {' nor '.join(_UNKNOWN.get(one, one) for one in asked)}",
+                "why": words,
+                "next": f"on {by} run `{command.replace(' -o json', '')}`; device_plugin_control_host, "
+                "device_plugin_kubectl and device_plugin_kubeconfig say how it is asked"
+                if reached
+                else f"is {by} (device_plugin_control_host) up, and can it be reached by SSH?",
+            }
+        )
+    return found
+
+
 def _versions(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each program with its versions, the commonest first; ``hosts`` names those that have another."""
     found = []
@@ -334,7 +370,11 @@ def _versions(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def fleet_summary(nodes: list[dict[str, Any]], pods: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def fleet_summary(
+    nodes: list[dict[str, Any]],
+    pods: list[dict[str, Any]] | None = None,
+    api: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Everything the page shows, in the order in which it shows it."""
     nodes = [_dict(node) for node in _list(nodes)]
     shown = sorted(
@@ -361,6 +401,7 @@ def fleet_summary(nodes: list[dict[str, Any]], pods: list[dict[str, Any]] | None
             "not_offered": counts["not offered"],
         },
         "nodes": shown,
+        "api": _api([_dict(answer) for answer in _list(api)]),
         "holders": _holders(nodes),
         "waiting": _waiting([_dict(pod) for pod in _list(pods)]),
         "versions": _versions(shown),

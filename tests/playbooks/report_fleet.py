@@ -223,6 +223,15 @@ def pod(namespace: str, name: str, wants: int, message: str) -> dict[str, Any]:
     }
 
 
+def refused() -> list[dict[str, Any]]:
+    """What playbooks/vars/report.yml makes of an API server that is away."""
+    said = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"
+    same = {"by": "control-1", "answered": False, "reached": True, "words": said}
+    return [
+        {"asked": asked, "command": f"kubectl get {asked} -o json", **same} for asked in ("nodes", "pods")
+    ]
+
+
 # Each tries another place: text, attribute, link, style, a template's own marks, and a word without a place to break.
 HOSTILE = [
     "<script>document.title='taken'</script>",

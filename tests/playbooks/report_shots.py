@@ -18,7 +18,7 @@ import browser
 import report_fleet
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-Fleet = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+Fleet = tuple[list[dict[str, Any]], ...]  # nodes, pods, and by choice how the API server answered
 
 
 def collection(folder: Path) -> None:
@@ -42,8 +42,10 @@ def environment(folder: Path) -> dict[str, str]:
 def render(folder: Path, fleets: dict[str, Fleet]) -> dict[str, Path]:
     """Name -> page, by Ansible itself with the playbook's own template."""
     collection(folder)
-    for name, (nodes, pods) in fleets.items():
-        (folder / f"{name}.json").write_text(json.dumps({"nodes": nodes, "pods": pods}))
+    for name, (nodes, pods, *api) in fleets.items():
+        (folder / f"{name}.json").write_text(
+            json.dumps({"nodes": nodes, "pods": pods, "api": api[0] if api else []})
+        )
     play = {
         "hosts": "localhost",
         "vars": {"ansible_python_interpreter": sys.executable},
@@ -62,6 +64,7 @@ def render(folder: Path, fleets: dict[str, Fleet]) -> dict[str, Path]:
                     "gathered": f"{{{{ lookup('ansible.builtin.file', '{folder}/' ~ item ~ '.json') | from_json }}}}",
                     "report_nodes": "{{ gathered.nodes }}",
                     "report_pending_pods": "{{ gathered.pods }}",
+                    "report_api_answers": "{{ gathered.api }}",
                     "report_time": "2026-11-23 10:00 UTC",
                 },
             }

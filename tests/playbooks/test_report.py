@@ -39,8 +39,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder,
         {
             "fleet": (report_fleet.fleet(), report_fleet.pending()),
-            "hostile": (report_fleet.hostile_fleet(), [report_fleet.pod(t, t, 1, t) for t in report_fleet.HOSTILE]),
+            "hostile": (
+                report_fleet.hostile_fleet(),
+                [report_fleet.pod(t, t, 1, t) for t in report_fleet.HOSTILE],
+                [{"asked": t, "by": t, "command": t, "words": t, "reached": True} for t in report_fleet.HOSTILE],
+            ),
             "empty": ([], []),
+            "silent": (report_fleet.fleet()[:1], [], report_fleet.refused()),
         },
     )  # fmt: skip
 
@@ -212,3 +217,67 @@ def test_a_report_of_hosts_that_are_no_gpu_nodes_or_do_not_answer_is_a_page_too(
     assert "1 unreachable" in text, done.stdout
     assert "The node does not answer" in text
     assert str(tmp_path / "fleet.html") in done.stdout
+    assert "from the API server" not in text  # nobody was named that could have asked it
+
+
+def test_a_page_is_not_all_in_order_when_the_api_server_did_not_answer(pages):
+    text = visible(pages["silent"])
+    assert "all in order" not in text
+    assert "1 node: 1 in order, not all is known from the API server" in text
+    attention = text.partition("Needs attention")[2].partition("Node by node")[0]
+    assert "which pods wait for GPUs: The connection to the server 10.0.0.1:6443 was refused" in attention
+    assert "Next: on control-1 run `kubectl get nodes`" in attention
+    assert "API server did not" not in visible(pages["fleet"])
+
+
+# kubectl of three clusters: one that is away, one that lets us list nodes and no pods, and none at all.
+AWAY = 'echo "The connection to the server 10.0.0.1:6443 was refused - is it <up>?" >&2; exit 1'
+FORBIDDEN = """case "$*" in
+*pods*) echo 'Error from server (Forbidden): pods is forbidden: User "view" cannot list resource "pods"' >&2; exit 1 ;;
+*) echo '{"items": [{"kind": "Node", "metadata": {"name": "here"}, "spec": {"unschedulable": true}}]}' ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("kubectl", "control", "parts"),
+    [
+        (AWAY, {}, ["did not say which nodes are cordoned", "nor which pods wait", "refused - is it <up>?"]),
+        (FORBIDDEN, {}, ["did not say which pods wait for GPUs: Error from server (Forbidden): pods is forbidden"]),
+        (None, {}, ["did not say which nodes are cordoned", "run `"]),
+        (AWAY, {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9},
+         ["Connection refused", "Next: is control (device_plugin_control_host) up"]),
+    ],
+    ids=["away", "forbidden", "no kubectl", "control host away"],
+)  # fmt: skip
+def test_what_kubectl_says_instead_of_an_answer_is_on_the_page(tmp_path, kubectl, control, parts):
+    report_shots.collection(tmp_path)
+    if kubectl:
+        (tmp_path / "kubectl").write_text(f"#!/bin/sh\n{kubectl}\n")
+        (tmp_path / "kubectl").chmod(0o755)
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    settings = {
+        "device_plugin_kubelet_root_dir": str(tmp_path / "none"),
+        "device_plugin_control_host": "control",
+        "device_plugin_kubectl": str(tmp_path / "kubectl"),
+        "device_plugin_node_name": "here",
+    }
+    inventory = {
+        "all": {"hosts": {"control": {**local, **control}}},
+        "gpu_nodes": {"hosts": {"here": local}, "vars": settings},
+    }
+    (tmp_path / "inventory.yml").write_text(yaml.safe_dump(inventory))
+    done = run(
+        [Path(sys.executable).with_name("ansible-playbook"), "gpuops.k8s.report", "-i", "inventory.yml"],
+        cwd=tmp_path,
+        env={**os.environ, **report_shots.environment(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and (tmp_path / "gpu-report.html").exists(), done.stdout
+    text = visible(tmp_path / "gpu-report.html")
+    assert "not all is known from the API server" in text
+    for part in parts:
+        assert part in text, part
+    # What was answered is not lost with the rest.
+    assert ("Needs attention, cordoned" in text) == (kubectl == FORBIDDEN)

@@ -109,3 +109,32 @@ def test_pods_wait_only_when_they_ask_for_gpus_and_have_no_node() -> None:
 def test_a_part_that_could_not_be_asked_leaves_the_rest(part: str, said: Any) -> None:
     shown = fleet_summary([{**node("a", ["a0"], [device("a0")]), part: said}])
     assert [one["host"] for one in shown["nodes"]] == ["a"]
+
+
+REFUSED = "The connection to the server 10.0.0.1:6443 was refused"
+
+
+def answer(asked: str, words: str = "", reached: bool = True) -> dict[str, Any]:
+    command = f"kubectl get {asked} -o json"
+    return {
+        "asked": asked, "by": "cp1", "command": command, "answered": not words, "reached": reached, "words": words
+    }  # fmt: skip
+
+
+def test_an_api_server_that_does_not_answer_is_told_once_with_the_next_step() -> None:
+    (told,) = fleet_summary([], [], [answer("nodes", REFUSED), answer("pods", REFUSED)])["api"]
+    assert told["why"] == REFUSED
+    assert "which nodes are cordoned" in told["what"] and "which pods wait" in told["what"]
+    assert told["next"].startswith("on cp1 run `kubectl get nodes`;")
+
+
+def test_of_an_api_server_that_refuses_a_part_only_that_part_is_unknown() -> None:
+    (told,) = fleet_summary([], [], [answer("nodes"), answer("pods", "pods is forbidden")])["api"]
+    assert told["what"] == "The API server did not say which pods wait for GPUs"
+    assert fleet_summary([], [], [answer("nodes"), answer("pods")])["api"] == []
+    assert fleet_summary([], [])["api"] == []
+
+
+def test_a_control_host_that_is_away_is_not_told_to_run_kubectl() -> None:
+    (told,) = fleet_summary([], [], [answer("nodes", "No route to host", reached=False)])["api"]
+    assert "cp1" in told["next"] and "SSH" in told["next"] and "kubectl" not in told["next"]
