@@ -132,9 +132,10 @@ def main() -> None:
     before = copy.deepcopy(server.objects)
     verb, keep = words.pop(0), True
     raw, text = option(words, "--raw"), option(words, "-p", "--patch")
-    selector, manager = option(words, "-l"), option(words, "--field-manager")
+    selector, manager = option(words, "-l", "--selector"), option(words, "--field-manager")
     field = option(words, "--field-selector")
-    for name in ("-o", "--output", "--type", "--timeout", "--cascade"):
+    output = option(words, "-o", "--output")
+    for name in ("--type", "--timeout", "--cascade"):
         option(words, name)
     listed = json.load(sys.stdin) if option(words, "-f") else {}
     items = listed.get("items", [])
@@ -148,10 +149,14 @@ def main() -> None:
     elif verb == "get" and selector:
         kind = words[0].rstrip("s")
         node = (field or "").partition("spec.nodeName=")[2]
-        answer([
+        found = [
             one for one in server.objects
             if one["kind"].lower() == kind and (not node or one["spec"]["nodeName"] == node)
-        ])  # fmt: skip
+        ]  # fmt: skip
+        if output == "jsonpath={.items[*].spec.nodeName}":
+            print(*(one["spec"]["nodeName"] for one in found), end="")
+        else:
+            answer(found)
     elif verb == "get":
         print(json.dumps(server.find(words[0], words[1])))
     elif verb == "apply":
