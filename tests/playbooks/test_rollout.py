@@ -75,6 +75,12 @@ PLUGIN = [
         "name": "Add a drop-in",
         "ansible.builtin.copy": {"content": "new", "dest": "{{ base }}/conf.d/99.toml", "mode": "0600"},
     },
+    {
+        "name": "Apply for all",
+        "ansible.builtin.command": "{{ 'false' if once is defined else 'true' }}",
+        "changed_when": False,
+        "run_once": True,
+    },
 ]
 VERIFY = [
     {
@@ -83,7 +89,8 @@ VERIFY = [
             "that": "sabotage | default('') != 'verify'",
             "fail_msg": "expected 8 GPUs, found 7",
         },
-    }
+    },
+    {"name": "Judge", "ansible.builtin.set_fact": {"device_plugin_verified": {"ok": True}}},
 ]
 
 AWAY = {**LOSE, "when": "sabotage | default('') == 'away'"}
@@ -100,8 +107,9 @@ ROLL_BACK = [
 
 # kubectl as far as the rollout needs it: get, server-side apply with owners, drain. Keeps nodes.json beside itself.
 KUBECTL = """#!{python}
-import json, pathlib, sys
+import fcntl, json, pathlib, sys
 store = pathlib.Path(__file__).with_name("nodes.json")
+fcntl.flock(lock := store.with_name("lock").open("w"), fcntl.LOCK_EX)
 nodes = json.loads(store.read_text())
 words = [w for w in sys.argv[1:] if w != "--show-managed-fields"]
 with store.with_name("calls").open("a") as log:
@@ -113,6 +121,8 @@ if words[0] == "drain":
 item = json.load(sys.stdin)["items"][0]
 name = item["metadata"]["name"]
 node = nodes[name]
+if words[0] == "apply" and "forbidden" in node["metadata"]["labels"]:
+    sys.exit(f'Error from server (Forbidden): nodes "{{name}}" is forbidden')
 if words[0] == "apply":
     node = json.loads(json.dumps(node))
     wants = bool(item.get("spec", {{}}).get("unschedulable"))
@@ -285,6 +295,43 @@ def test_the_others_of_the_same_batch_are_finished_not_cut_off(fleet):
     assert fleet.new() == "ac" and fleet.cordoned() == "b"
 
 
+def test_an_api_server_that_refuses_the_cordon_keeps_no_node_from_going_back(fleet):
+    fleet.set_nodes({host: {} for host in "abc"}, labels={"b": {"forbidden": "yes"}})
+    done = fleet.provision(sabotage="verify")
+    assert done.returncode != 0
+    assert summary(done)["b"] == "rolled back, NOT cordoned, 2 files put back"
+    assert fleet.new() == "a" and fleet.drop_ins() == "a" and fleet.cordoned() == ""
+    end = " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+    assert "Count: expected 8 GPUs, found 7. Cordon the node:" in end and '"b" is forbidden' in end
+    assert "new pods still come to the node: kubectl cordon b" in end
+    assert not (fleet.folder / "snapshot-b").exists()
+
+
+def test_all_of_a_batch_go_back_where_a_step_that_is_done_once_for_it_fails(fleet):
+    done = fleet.provision("-e", "rollout_serial=100%", once=True)
+    assert done.returncode != 0
+    assert summary(done) == dict.fromkeys("abc", "rolled back, cordoned, 2 files put back")
+    assert fleet.new() == "" and fleet.drop_ins() == "" and fleet.cordoned() == "abc"
+    told = " ".join(done.stdout[done.stdout.index("TASK [Failed]") :].split())
+    on_others = told.count("a step that is done once for the batch failed on another host")
+    assert on_others == 2 * told.count("Apply for all: ") > 0
+
+
+def test_a_failed_node_stays_cordoned_until_it_is_verified(fleet):
+    fleet.provision(sabotage="verify")
+    done = fleet.provision("--limit", "b", "--tags", "runtime", sabotage="verify")
+    assert done.returncode == 0 and fleet.new() == "ab" and fleet.cordoned() == "b"
+    done = fleet.provision("--limit", "b", "--tags", "runtime", rollout_cordon=True)
+    assert done.returncode == 0 and fleet.cordoned() == "b", "that cordon was there before this run"
+    done = fleet.provision("--limit", "a", "--tags", "runtime", rollout_cordon=True)
+    assert done.returncode == 0 and fleet.cordoned() == "b", "and this one was not"
+
+
+def test_check_mode_does_not_claim_a_cordon(fleet):
+    done = fleet.provision("--check", sabotage="verify")
+    assert summary(done)["b"] == "not changed" and fleet.cordoned() == ""
+
+
 def test_the_ramp_goes_on_while_fewer_fail_than_allowed(fleet):
     done = fleet.provision(sabotage="verify", rollout_max_fail_percentage=34)
     assert done.returncode != 0, "a failed node fails the run even where it does not stop the ramp"
@@ -423,6 +470,8 @@ def test_the_copy_of_before_stays_when_the_way_back_fails(fleet):
     assert done.returncode != 0
     assert summary(done)["b"].startswith("ROLLBACK FAILED")
     end = " ".join("\n".join(done.stdout.splitlines()[-10:]).split())
+    words = end.split("Have the programs read their old configuration: ")[1]
+    assert not words.startswith("One or more items failed"), "not what systemd said of the unit"
     assert f"is kept in {fleet.folder}/snapshot-b" in end
     assert (fleet.folder / "snapshot-b" / "manifest.json").exists()
     assert not (fleet.folder / "snapshot-a").exists()
