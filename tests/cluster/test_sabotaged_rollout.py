@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import pod, wait_until
+from lab import PLUGIN, pod, wait_until
 
 pytestmark = [pytest.mark.node, pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -34,12 +34,31 @@ def outcomes(lab, done):
     return {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
 
 
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ("device_plugin_node_name=nobody", "the cluster has no node nobody (but "),
+        ("device_plugin_kubectl=/nowhere/kubectl", "can't ask the API server: "),
+        ("device_plugin_kubeconfig=/etc/kubernetes/scheduler.conf", " patch nodes, patch daemonsets.apps, "),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_said_before_the_first_change(bare_lab, choice, reason):
+    for node in bare_lab.nodes:
+        bare_lab.keep_tree(node)
+    done = bare_lab.play("provision", "-e", choice)
+    assert done.returncode != 0
+    assert reason in " ".join(done.stdout.split()), done.stdout[-4000:]
+    assert {node: bare_lab.changes(node) for node in bare_lab.nodes} == dict.fromkeys(bare_lab.nodes, [])
+
+
 def test_first_is_provisioned_second_rolled_back_and_cordoned_third_untouched(bare_lab):
     lab = bare_lab
     assert not any(lab.offered().values()), "these nodes are not bare; this test comes first"
     first, second, third = lab.nodes
     for node in lab.nodes:
         lab.inside(node, GATE_OFF)
+        # As GPU feature discovery has it; no node's turn comes by that.
+        lab.kubectl("label", "node", node, "nvidia.com/gpu.present=true")
     lab.inside(second, SABOTAGE)
     before = lab.inside(second, FILES)
     lab.keep_tree(third)
@@ -60,6 +79,7 @@ def test_first_is_provisioned_second_rolled_back_and_cordoned_third_untouched(ba
         "the second node's kubelet runs again, with its old configuration",
     )
     assert lab.offered() == {first: 8, second: 0, third: 0}
+    assert [one["spec"]["nodeName"] for one in lab.objects("pods", *PLUGIN)] == [first]
     lab.hands_out(first, 8)
 
     # Mended by hand, the next run takes the second node back, and goes on to the third.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jinja2
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,6 +297,37 @@ def test_the_pods_are_hardened():
         assert pod(name)["automountServiceAccountToken"] is False
         assert pod(name)["priorityClassName"] == "system-node-critical"
         assert {"livenessProbe", "readinessProbe"} <= set(pod(name)["containers"][0])
+
+
+BY_X, BY_Y = {"device_plugin_control_host": "x"}, {"device_plugin_control_host": "y"}
+
+
+@pytest.mark.parametrize(
+    ("ways", "refused"),
+    [
+        ({"a": BY_X, "b": BY_Y}, True),
+        ({"a": BY_X | {"device_plugin_kubeconfig": "/k"}, "b": BY_X}, True),
+        ({"a": BY_X, "b": dict(BY_X)}, False),
+        ({"a": BY_X, "b": {}}, False),
+    ],
+)
+def test_one_run_is_for_one_cluster(tmp_path, ways, refused):
+    """The DaemonSet is one object for all hosts of a run."""
+    inventory = {"all": {"vars": {"ansible_connection": "local"}, "hosts": ways}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.include_tasks": str(ROLE / "tasks/one_cluster.yml")}],
+    }
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    command = [
+        Path(sys.executable).parent / "ansible-playbook", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"
+    ]  # fmt: skip
+    environment = dict(os.environ, ANSIBLE_NOCOLOR="1")
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert (done.returncode != 0) == refused, done.stdout
+    assert ("run for one cluster at a time" in " ".join(done.stdout.split())) == refused
 
 
 def test_what_was_there_before_a_rollout_is_none_one_or_both_of_its_objects(tmp_path):
