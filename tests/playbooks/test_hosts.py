@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import report_shots
 import yaml
+from test_rollout import Fleet, summary
 
 PLAYBOOKS = ("provision", "verify", "report", "remove")
 NODES = {"hosts": {"a": {}, "b": {}}}
@@ -94,3 +95,17 @@ def test_each_playbook_goes_on_to_its_nodes(home, playbook):
     away = {"hosts": {"a": {"ansible_host": "127.0.0.1", "ansible_port": 9, "ansible_connection": "ssh"}}}
     _, said = ran(home, playbook, {"all": CONTROL, "gpu_nodes": away}, "--limit", "gpu_nodes,control")
     assert "UNREACHABLE" in said and "nothing was done" not in said
+
+
+def test_a_host_that_is_away_ends_a_rollout_before_any_change_and_a_limit_goes_on_without_it(tmp_path):
+    fleet = Fleet(tmp_path)
+    away = {
+        "ansible_connection": "{{ 'ssh' if inventory_hostname == 'b' else 'local' }}",
+        "ansible_host": "127.0.0.1",
+        "ansible_port": 9,
+    }
+    done = fleet.provision(**away)
+    assert done.returncode != 0 and fleet.new() == "", done.stdout
+    done = fleet.provision("--limit", "!b", **away)
+    assert done.returncode == 0, done.stdout
+    assert summary(done) == dict.fromkeys("ac", "provisioned, 2 files changed")
