@@ -203,7 +203,11 @@ class RealNode(Node):
         temporary = self._static / f".{own}"
         temporary.write_text(json.dumps(pod))
         temporary.rename(self._static / f"{own}.json")
-        return wait_until(lambda: self._outcome(name), 20, f"an answer to pod {name}")
+        try:
+            return wait_until(lambda: self._outcome(name), 20, f"an answer to pod {name}")
+        except TimeoutError as error:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-60:])
+            raise TimeoutError(f"{error}; the kubelet's log:\n{tail}") from None
 
     def _outcome(self, name: str) -> PodOutcome | None:
         for pod in self._pods():

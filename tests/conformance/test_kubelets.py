@@ -440,6 +440,11 @@ def test_k21_an_empty_list_and_the_end_leave_nothing(node: Node, resource: str) 
 
 
 def test_k22_an_allocate_that_hangs_holds_up_every_pod(node: Node, resource: str) -> None:
+    if not isinstance(node, EmbeddedNode):
+        # What an earlier case's pod asks for once more, outside the kubelet's loop, kills kubelet 1.20 beside an
+        # Allocate that hangs (docs/plugin-lifecycle.md). A kubelet that has just begun knows of none.
+        node.stop()
+        node.start()
     go = threading.Event()
     done: list[bool] = []
 
@@ -463,8 +468,8 @@ def test_k22_an_allocate_that_hangs_holds_up_every_pod(node: Node, resource: str
         second.start()
         assert never(lambda: other.allocated, 0.7), "the second pod was admitted beside it"
         go.set()
-        first.join(20)
-        second.join(20)
+        first.join()
+        second.join()
         assert done == [True, True]
     node.remove_pod("k22-1")
     node.remove_pod("k22-2")
