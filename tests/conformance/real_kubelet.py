@@ -77,7 +77,7 @@ class RealNode(Node):
         super().__init__()
         found = binary()
         assert found is not None
-        self._binary = found
+        self._binary = os.path.abspath(found)
         text = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
         self.version = re.sub(r"^Kubernetes v", "", text.strip()).partition("-")[0]
         self.name = f"real-{self.version}"
@@ -135,7 +135,9 @@ class RealNode(Node):
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
                  str(self.root_dir), str(self._binary), *flags],
-                stdout=log, stderr=log, env={"PATH": os.environ["PATH"], "AWS_EC2_METADATA_DISABLED": "true"},
+                # Where it runs it deletes `.*`, by its rotation of logs: this runtime names them "".
+                cwd=self.base, stdout=log, stderr=log,
+                env={"PATH": os.environ["PATH"], "AWS_EC2_METADATA_DISABLED": "true"},
             )  # fmt: skip
         if gate:
             before = self._sock()
