@@ -83,6 +83,8 @@ class RealNode(Node):
         self.name = f"real-{self.version}"
         self._static = self.base / "static"
         self._static.mkdir()
+        self._empty = self.base / "empty"
+        self._empty.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
         self._ports = free_ports(("port", "read_only", "healthz"))
         self._names: dict[str, str] = {}
@@ -135,8 +137,8 @@ class RealNode(Node):
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
                  str(self.root_dir), str(self._binary), *flags],
-                # Where it runs it deletes `.*`, by its rotation of logs: this runtime names them "".
-                cwd=self.base, stdout=log, stderr=log,
+                # Kubelet 1.20 has deleted files where it runs.
+                cwd=self._empty, stdout=log, stderr=log,
                 env={"PATH": os.environ["PATH"], "AWS_EC2_METADATA_DISABLED": "true"},
             )  # fmt: skip
         if gate:
