@@ -136,7 +136,7 @@ class RealNode(Node):
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
-                 str(self.root_dir), str(self._binary), *flags],
+                 str(self.root_dir), self._binary, *flags],
                 # Kubelet 1.20 has deleted files where it runs.
                 cwd=self._empty, stdout=log, stderr=log,
                 env={"PATH": os.environ["PATH"], "AWS_EC2_METADATA_DISABLED": "true"},

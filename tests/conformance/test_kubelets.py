@@ -468,8 +468,8 @@ def test_k22_an_allocate_that_hangs_holds_up_every_pod(node: Node, resource: str
         second.start()
         assert never(lambda: other.allocated, 0.7), "the second pod was admitted beside it"
         go.set()
-        first.join()
-        second.join()
+        first.join(20)
+        second.join(20)
         assert done == [True, True]
     node.remove_pod("k22-1")
     node.remove_pod("k22-2")

@@ -32,7 +32,6 @@ from gpu_device_plugin.state import Desk, State
 from gpu_device_plugin.topology import Scores
 
 GPU = "nvidia.com/gpu"
-BUSY = 2.0  # seconds that a bound on time is loosened by, for a machine with other work to do
 SOURCE = Path(__file__).resolve().parents[2] / "files/plugin/src"
 
 

@@ -112,7 +112,7 @@ def test_an_xid_reaches_every_listener_within_milliseconds(machine: Machine):
         thread.join()
     uuid = pynvml.nvmlDeviceGetUUID(handles()[3])
     assert [event for _, event in heard] == [(uuid, 79, 0xFFFFFFFF, 0xFFFFFFFF)] * 3
-    assert max(at for at, _ in heard) - steered < 1, "milliseconds, beside other work"
+    assert max(at for at, _ in heard) - steered < 0.1
     for event_set in sets:
         pynvml.nvmlEventSetFree(event_set)
 
